@@ -1,0 +1,218 @@
+#include "cli/progress.h"
+#include "base/clock.h"
+#include "base/text.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PIPED_EVERY_NS CORRAL_NS_PER_S
+
+const char *corral_progress_run_id(const char *run_path)
+{
+    const char *dash = strrchr(run_path, '-');
+    return dash ? dash + 1 : run_path;
+}
+
+static uint32_t device_total(const struct corral_job *job, bool *gpus)
+{
+    uint32_t total = 0;
+    *gpus = false;
+    for (uint32_t i = 0; i < job->node_count; i++) {
+        total += job->node[i].device_count;
+        *gpus |= job->node[i].kind == CORRAL_DEVICE_GPU;
+    }
+    return total;
+}
+
+void corral_progress_header(struct corral_progress *p)
+{
+    if (p->quiet) {
+        return;
+    }
+    const struct corral_job *job = p->job;
+    bool gpus;
+    uint32_t devices = device_total(job, &gpus);
+    fprintf(stderr, "%s  run %s  %u node%s, %u %s device%s  %s\n", job->name,
+            corral_progress_run_id(p->run_path), job->node_count, job->node_count == 1 ? "" : "s", devices,
+            gpus ? "gpu" : "host", devices == 1 ? "" : "s", job->env.id);
+    for (uint32_t i = 0; i < job->partition_count; i++) {
+        const struct corral_job_partition *part = &job->partition[i];
+        char set[64], low[32], high[32];
+        uint32_t workers = part->device_count * part->workers_per_device;
+        corral_job_device_set(job, part, set, sizeof set);
+        corral_format_bytes(part->floor, low, sizeof low);
+        corral_format_bytes(part->ceiling, high, sizeof high);
+        fprintf(stderr, "  %-9s %-16s floor %8s  ceiling %8s %s  %u worker%s", part->name, set, low, high,
+                part->device_count > 1 ? "each" : "    ", workers, workers == 1 ? "" : "s");
+        if (part->role == CORRAL_ROLE_ROLLOUT) {
+            fprintf(stderr, "   %u environments each, staleness ≤ %u", job->env.instances,
+                    job->staleness.max_versions);
+        }
+        fputc('\n', stderr);
+    }
+}
+
+void corral_progress_started(struct corral_progress *p, const struct corral_run_status *s)
+{
+    (void)s;
+    p->printed_ns = corral_now_ns(&corral_clock_monotonic);
+}
+
+static void spark_add(struct corral_progress *p, const struct corral_run_status *s)
+{
+    if (isnan(s->window_return) || s->step == p->spark_step) {
+        return;
+    }
+    p->spark_step = s->step;
+    const uint32_t room = CORRAL_COUNT_OF(p->spark);
+    if (p->spark_count == room) {
+        memmove(p->spark, p->spark + 1, (room - 1) * sizeof p->spark[0]);
+        p->spark_count--;
+    }
+    p->spark[p->spark_count++] = (float)s->window_return;
+}
+
+static const char *spark_text(const struct corral_progress *p, char *out, size_t out_bytes)
+{
+    static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    float low = INFINITY, high = -INFINITY;
+    for (uint32_t i = 0; i < p->spark_count; i++) {
+        low = fminf(low, p->spark[i]);
+        high = fmaxf(high, p->spark[i]);
+    }
+    out[0] = 0;
+    size_t at = 0;
+    for (uint32_t i = 0; i < p->spark_count && at + 4 < out_bytes; i++) {
+        float share = high > low ? (p->spark[i] - low) / (high - low) : 0;
+        at += (size_t)snprintf(out + at, out_bytes - at, "%s", bars[(int)(share * 7.0f + 0.5f)]);
+    }
+    return out;
+}
+
+static void line_text(const struct corral_progress *p, const struct corral_run_status *s, char *out,
+                      size_t out_bytes)
+{
+    char rate[32], left[48] = "", spark[128], eval[64] = "";
+    corral_format_count(s->steps_per_s, rate, sizeof rate);
+    if (s->eta_ns != UINT64_MAX) {
+        char eta[24];
+        corral_format_duration(s->eta_ns, eta, sizeof eta);
+        snprintf(left, sizeof left, "  left ≤ %s", eta);
+    }
+    if (s->evaluations) {
+        snprintf(eval, sizeof eval, "  eval %.1f", s->last_eval.mean);
+    }
+    if (s->step == 0) {
+        snprintf(out, out_bytes, "%s", s->phase);
+        return;
+    }
+    snprintf(out, out_bytes, "step %" PRIu64 "  return %.1f%s%s%s  %s steps/s  v%" PRIu64 "  stale %.1f%s",
+             s->step, s->window_return, p->terminal ? " " : "",
+             p->terminal ? spark_text(p, spark, sizeof spark) : "", eval, rate, s->version, s->staleness_mean,
+             left);
+}
+
+void corral_progress_update(struct corral_progress *p, const struct corral_run_status *s)
+{
+    if (p->quiet) {
+        return;
+    }
+    char line[512];
+    spark_add(p, s);
+    if (s->restarts != p->restarts_told) {
+        corral_progress_end(p);
+        fprintf(stderr, "%s; started again (%u so far)\n", s->last_fault, s->restarts);
+        p->restarts_told = s->restarts;
+    }
+    line_text(p, s, line, sizeof line);
+    if (p->terminal) {
+        fprintf(stderr, "\r\033[K%s", line);
+        p->line_open = true;
+        return;
+    }
+    uint64_t now = corral_now_ns(&corral_clock_monotonic);
+    if (now - p->printed_ns >= PIPED_EVERY_NS) {
+        p->printed_ns = now;
+        fprintf(stderr, "%s\n", line);
+    }
+}
+
+void corral_progress_end(struct corral_progress *p)
+{
+    if (p->line_open) {
+        fprintf(stderr, "\r\033[K");
+        p->line_open = false;
+    }
+}
+
+static void print_outcome(const struct corral_run_status *s)
+{
+    char at[32], total[32];
+    corral_format_duration(s->learned_ns, at, sizeof at);
+    corral_format_duration(s->elapsed_ns, total, sizeof total);
+    if (s->outcome == CORRAL_OUTCOME_LEARNED) {
+        printf("learned   in %s: %s\n", at, s->reason);
+    } else {
+        printf("%-9s after %s: %s\n", corral_outcome_name(s->outcome), total, s->reason);
+    }
+}
+
+static void print_returns(const struct corral_run_status *s)
+{
+    if (s->evaluations) {
+        printf("return    %.1f before, %.1f after (mean of %u evaluation episodes, version %" PRIu64
+               "; min %.1f, max %.1f)\n",
+               s->first_eval.mean, s->last_eval.mean, s->last_eval.episodes, s->last_eval.version,
+               s->last_eval.min, s->last_eval.max);
+    }
+    if (s->episodes) {
+        printf("training  %.1f over the first, %.1f over the last %u of %" PRIu64 " episodes\n",
+               s->first_return, s->window_return, s->window_count, s->episodes);
+    }
+}
+
+static void print_work(const struct corral_run_status *s)
+{
+    double trained_s =
+        s->last_step_ns > s->first_step_ns ? (double)(s->last_step_ns - s->first_step_ns) / 1e9 : 0;
+    char rate[32], first[32];
+    corral_format_count(trained_s > 0 ? (double)(s->env_steps - s->first_env_steps) / trained_s : 0, rate,
+                        sizeof rate);
+    corral_format_duration(s->first_step_ns, first, sizeof first);
+    printf("work      %" PRIu64 " environment steps (%s/s), %" PRIu64 " gradient steps, the first after %s\n",
+           s->env_steps, rate, s->step, first);
+    printf("weights   %" PRIu64 " versions pushed; staleness %.2f versions on average, %" PRIu64
+           " at most, %" PRIu64 " fragments dropped\n",
+           s->versions_pushed, s->staleness_mean, s->staleness_max, s->dropped_stale);
+}
+
+static void print_memory(const struct corral_progress *p, const struct corral_run_status *s)
+{
+    for (uint32_t i = 0; i < p->job->partition_count; i++) {
+        const struct corral_partition_memory *m = &s->memory[i];
+        char peak[32], ceiling[32], low[32];
+        corral_format_bytes(m->peak_max, peak, sizeof peak);
+        corral_format_bytes(p->job->partition[i].ceiling, ceiling, sizeof ceiling);
+        corral_format_bytes(p->job->partition[i].floor, low, sizeof low);
+        printf("%-9s %-8s peak %s of %s per device, floor %s intact, %" PRIu64 " allocations denied\n",
+               i == 0 ? "memory" : "", p->job->partition[i].name, peak, ceiling, low, m->denied);
+    }
+    printf("          %" PRIu64 " violations of the memory fence\n", s->violations);
+}
+
+void corral_progress_summary(const struct corral_progress *p, const struct corral_run_status *s)
+{
+    print_outcome(s);
+    print_returns(s);
+    print_work(s);
+    print_memory(p, s);
+    if (s->restarts || s->void_episodes) {
+        printf("faults    %u workers started again, %" PRIu64 " episodes void, %" PRIu64
+               " fragments resent, %" PRIu64 " duplicates refused\n",
+               s->restarts, s->void_episodes, s->resent, s->duplicates);
+    }
+    const char *id = corral_progress_run_id(p->run_path);
+    printf("run       %s  (rlctl status %s · rlctl logs %s · rlctl resume %s)\n", p->run_path, id, id, id);
+}

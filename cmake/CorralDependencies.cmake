@@ -1,0 +1,37 @@
+# Every dependency is found here, once. docs/dependencies.md says why each is there.
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
+pkg_search_module(MSGPACK REQUIRED IMPORTED_TARGET msgpack-c msgpack)
+pkg_check_modules(EVENT REQUIRED IMPORTED_TARGET libevent)
+pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson)
+pkg_check_modules(SQLITE REQUIRED IMPORTED_TARGET sqlite3)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
+pkg_check_modules(HWLOC REQUIRED IMPORTED_TARGET hwloc)
+pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
+find_path(TOMLPLUSPLUS_INCLUDE toml++/toml.h REQUIRED)
+if(CORRAL_BUILD_TESTS)
+  pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+endif()
+
+# Optional hardware toolkits: used when present, reported either way.
+find_package(CUDAToolkit QUIET)
+find_path(NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+
+function(corral_print_summary)
+  message(STATUS "corral ${PROJECT_VERSION}: ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION}, "
+                 "build type ${CMAKE_BUILD_TYPE}, sanitizers: ${CORRAL_SANITIZE}")
+  message(STATUS "  libzmq ${ZMQ_VERSION} · msgpack ${MSGPACK_VERSION} · libevent ${EVENT_VERSION} · "
+                 "jansson ${JANSSON_VERSION} · sqlite ${SQLITE_VERSION} · hwloc ${HWLOC_VERSION} · openblas ${OPENBLAS_VERSION}")
+  if(CUDAToolkit_FOUND)
+    message(STATUS "  CUDA Toolkit ${CUDAToolkit_VERSION} (${CUDAToolkit_INCLUDE_DIRS})")
+  else()
+    message(STATUS "  CUDA Toolkit: not found; GPU memory and devices are read through NVML at run time only")
+  endif()
+  if(NCCL_INCLUDE)
+    message(STATUS "  NCCL headers (${NCCL_INCLUDE})")
+  else()
+    message(STATUS "  NCCL: not found; the nccl weight lane is not built")
+  endif()
+endfunction()

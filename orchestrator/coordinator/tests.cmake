@@ -1,0 +1,1 @@
+corral_test(orchestrator_checkpoints_test SOURCES coordinator/checkpoints_test.c DEPS corral_orchestrator)

@@ -1,0 +1,1 @@
+set(CORRAL_INVENTORY_SOURCES inventory/inventory.c inventory/nvml.c)

@@ -1,0 +1,1 @@
+corral_test(orchestrator_inventory_test SOURCES inventory/inventory_test.c DEPS corral_orchestrator)

@@ -1,0 +1,269 @@
+#include "orchestrator/plan/memory.h"
+#include "worker/fragment_share.h"
+#include <string.h>
+
+static uint64_t dtype_bytes(enum corral_dtype_option dtype)
+{
+    return dtype == CORRAL_OPTION_F32 ? 4 : 2;
+}
+
+/* ---- shapes; the widest options still fit: 4096 layers x 2^24 x 2^20 x 16 B stays below 2^64 only because the sums below saturate ---- */
+
+static uint64_t mul(uint64_t a, uint64_t b)
+{
+    uint64_t out;
+    return __builtin_mul_overflow(a, b, &out) ? UINT64_MAX : out;
+}
+
+static uint64_t add(uint64_t a, uint64_t b)
+{
+    uint64_t out;
+    return __builtin_add_overflow(a, b, &out) ? UINT64_MAX : out;
+}
+
+static uint64_t share(uint64_t bytes, uint64_t parts)
+{
+    return bytes / parts + (bytes % parts != 0);
+}
+
+static uint64_t query_width(const struct corral_job *job)
+{
+    return (uint64_t)job->model.heads * job->model.head_dim;
+}
+
+static uint64_t kv_width(const struct corral_job *job)
+{
+    return (uint64_t)job->model.kv_heads * job->model.head_dim;
+}
+
+uint64_t corral_plan_layer_params(const struct corral_job *job)
+{
+    const uint64_t h = job->model.hidden_size;
+    uint64_t n = mul(2 * h, query_width(job)); /* q and o */
+    n = add(n, mul(2 * h, kv_width(job)));     /* k and v */
+    n = add(n, mul(3 * h, job->model.ffn));    /* gate, up, down */
+    n = add(n, 2 * h);                         /* two norms */
+    return job->model.qk_norm ? add(n, 2 * (uint64_t)job->model.head_dim) : n;
+}
+
+uint64_t corral_plan_params(const struct corral_job *job)
+{
+    if (job->model.params != 0) {
+        return job->model.params;
+    }
+    uint64_t n = mul(job->model.layers, corral_plan_layer_params(job));
+    n = add(n, mul(job->model.tied ? 1 : 2, mul(job->model.vocab, job->model.hidden_size)));
+    return add(n, job->model.hidden_size);
+}
+
+uint64_t corral_plan_lora_params(const struct corral_job *job)
+{
+    const uint64_t h = job->model.hidden_size, q = query_width(job), kv = kv_width(job), ffn = job->model.ffn;
+    const uint64_t widths = 2 * (h + q) + 2 * (h + kv) + 3 * (h + ffn);
+    return mul(mul(job->trainer.lora_rank, job->model.layers), widths);
+}
+
+uint64_t corral_plan_kv_bytes_per_token(const struct corral_job *job)
+{
+    return mul(2 * (uint64_t)job->model.layers * dtype_bytes(job->model.dtype), kv_width(job));
+}
+
+uint64_t corral_plan_activation_bytes(const struct corral_job *job)
+{
+    const uint64_t h = job->model.hidden_size, q = query_width(job), kv = kv_width(job), ffn = job->model.ffn;
+    /* norm, residual, norm, down; q, rotated q, attention; k, rotated k, v; gate, up, their product */
+    return mul(dtype_bytes(job->model.dtype), 4 * h + 3 * q + 3 * kv + 3 * ffn);
+}
+
+uint32_t corral_plan_state_bytes_per_param(const struct corral_job *job)
+{
+    uint64_t master = job->trainer.master_weights && job->model.dtype != CORRAL_OPTION_F32 ? 4 : 0;
+    uint64_t moments = job->trainer.optimizer == CORRAL_OPTIMIZER_ADAM8BIT ? 2 : 8;
+    return (uint32_t)(dtype_bytes(job->model.dtype) + dtype_bytes(job->trainer.gradients) + master + moments);
+}
+
+/* ---- items ---- */
+
+static void item(struct corral_plan_memory *m, uint64_t bytes, const char *what)
+{
+    if (bytes == 0 || m->item_count == CORRAL_PLAN_ITEMS_MAX) {
+        return;
+    }
+    struct corral_plan_item *i = &m->item[m->item_count++];
+    snprintf(i->what, sizeof i->what, "%s", what);
+    i->bytes = bytes;
+    m->need = add(m->need, bytes);
+}
+
+static enum corral_status checked(const struct corral_job *job, const struct corral_plan_memory *m,
+                                  struct corral_error *err)
+{
+    if (m->need == UINT64_MAX) {
+        return corral_fail(err, CORRAL_INVALID, "the model of job %s is too large to count", job->name);
+    }
+    return CORRAL_OK;
+}
+
+static void items_passes(const struct corral_job *job, struct corral_plan_memory *m)
+{
+    const uint64_t tokens = job->trainer.tokens_per_gpu;
+    const uint64_t per_layer = mul(tokens, corral_plan_activation_bytes(job));
+    char what[64];
+    if (job->trainer.checkpointing) {
+        snprintf(what, sizeof what, "activation checkpoints, %u tokens", job->trainer.tokens_per_gpu);
+        uint64_t row = mul(job->model.hidden_size, dtype_bytes(job->model.dtype));
+        item(m, mul(mul(job->model.layers, tokens), row), what);
+        item(m, mul(2, per_layer), "one layer again, with gradients");
+    } else {
+        snprintf(what, sizeof what, "activations, %u tokens", job->trainer.tokens_per_gpu);
+        item(m, mul(job->model.layers, per_layer), what);
+        item(m, per_layer, "gradients of one layer's activations");
+    }
+    uint64_t rows = CORRAL_MIN(job->trainer.logits_chunk, job->trainer.tokens_per_gpu);
+    snprintf(what, sizeof what, "logits and gradients, f32, %u tokens", (unsigned)rows);
+    item(m, mul(mul(2 * 4, job->model.vocab), rows), what);
+    item(m, CORRAL_PLAN_BLAS_BYTES, "matrix library workspace");
+    item(m, CORRAL_PLAN_CONTEXT_BYTES, "context and fragmentation");
+}
+
+enum corral_status corral_plan_trainer_memory(const struct corral_job *job, enum corral_train_method method,
+                                              uint32_t devices, struct corral_plan_memory *out,
+                                              struct corral_error *err)
+{
+    const uint64_t params = corral_plan_params(job);
+    struct corral_plan_memory m = {.partition = out->partition, .known = true};
+    char what[64];
+    if (method == CORRAL_TRAIN_LORA) {
+        const uint64_t lora = corral_plan_lora_params(job);
+        item(&m, mul(params, dtype_bytes(job->model.dtype)), "frozen base weights");
+        snprintf(what, sizeof what, "adapters, rank %u: weight, gradient, m, v", job->trainer.lora_rank);
+        item(&m, mul(lora, 8 + (job->trainer.optimizer == CORRAL_OPTIMIZER_ADAM8BIT ? 2 : 8)), what);
+        item(&m, mul(lora, dtype_bytes(job->model.dtype)), "adapters to publish");
+    } else {
+        const uint64_t weight = dtype_bytes(job->model.dtype), gradient = dtype_bytes(job->trainer.gradients);
+        const uint64_t rest = corral_plan_state_bytes_per_param(job) - weight - gradient;
+        snprintf(what, sizeof what, "weights, 1/%u of %u B/param", devices, (unsigned)weight);
+        item(&m, share(mul(params, weight), devices), what);
+        snprintf(what, sizeof what, "gradients, 1/%u of %u B/param", devices, (unsigned)gradient);
+        item(&m, share(mul(params, gradient), devices), what);
+        snprintf(what, sizeof what, "master and moments, 1/%u of %u B/param", devices, (unsigned)rest);
+        item(&m, share(mul(params, rest), devices), what);
+        if (devices > 1) { /* this layer and the next */
+            item(&m, mul(2 * weight, corral_plan_layer_params(job)), "two gathered layers");
+        }
+    }
+    items_passes(job, &m);
+    CORRAL_TRY(checked(job, &m, err));
+    *out = m;
+    return CORRAL_OK;
+}
+
+enum corral_status corral_plan_engine_memory(const struct corral_job *job,
+                                             const struct corral_job_partition *p, uint32_t tensor_parallel,
+                                             struct corral_plan_memory *out, struct corral_error *err)
+{
+    struct corral_plan_memory m = {.partition = out->partition, .known = true};
+    const uint64_t bytes = dtype_bytes(job->model.dtype);
+    const uint64_t weights = share(mul(corral_plan_params(job), bytes), tensor_parallel);
+    char what[64];
+    item(&m, weights, "weights");
+    if (job->trainer.method == CORRAL_TRAIN_LORA) {
+        item(&m, share(mul(2 * bytes, corral_plan_lora_params(job)), tensor_parallel),
+             "adapters, two versions");
+    } else {
+        item(&m, weights, "shadow copy for the next version");
+    }
+    snprintf(what, sizeof what, "logits, f32, %u sequences", job->engine.max_sequences);
+    item(&m, mul(mul(4, job->model.vocab), job->engine.max_sequences), what);
+    snprintf(what, sizeof what, "prefill activations, %u tokens", CORRAL_PLAN_PREFILL_TOKENS);
+    item(&m, share(mul(CORRAL_PLAN_PREFILL_TOKENS, corral_plan_activation_bytes(job)), tensor_parallel),
+         what);
+    item(&m, CORRAL_PLAN_CONTEXT_BYTES, "context and fragmentation");
+    CORRAL_TRY(checked(job, &m, err));
+    /* KV heads are cut over the devices; a device holds at least one. */
+    uint64_t heads = share(job->model.kv_heads, tensor_parallel);
+    m.kv_per_token = mul(2 * (uint64_t)job->model.layers * bytes, heads * job->model.head_dim);
+    uint64_t left = m.need < p->ceiling ? p->ceiling - m.need : 0;
+    m.kv_bytes = (uint64_t)((double)left * job->engine.kv_fraction);
+    if (job->engine.kv_fraction >= 1) { /* exactly, not through a double */
+        m.kv_bytes = left;
+    }
+    m.kv_tokens = m.kv_per_token > 0 ? m.kv_bytes / m.kv_per_token : 0;
+    m.kv_sequences = m.kv_tokens / job->model.context;
+    *out = m;
+    return CORRAL_OK;
+}
+
+/* ---- mlp ---- */
+
+static uint64_t transition_bytes(const struct corral_policy_spec *spec)
+{
+    uint64_t mask = spec->action.kind == CORRAL_ACTION_CONTINUOUS ? 0 : corral_action_logits(&spec->action);
+    /* observation, action, log-probability, reward, terminated, truncated, active */
+    return 4 * (uint64_t)spec->obs_dim + 4 * (uint64_t)spec->action.components + mask + 4 + 4 + 3;
+}
+
+/* Floats that one row leaves in both towers: each hidden layer's output, and the heads. */
+static uint64_t row_activations(const struct corral_policy_spec *spec)
+{
+    uint64_t floats = spec->obs_dim + corral_action_logits(&spec->action) + 1;
+    for (uint32_t i = 0; i < spec->layers; i++) {
+        floats += 2 * (uint64_t)spec->hidden[i];
+    }
+    return floats;
+}
+
+/* What a rollout worker's lease lets it keep: rollout/worker/rollout_worker.h. */
+static uint64_t leased_fragments(const struct corral_job *job, uint64_t rows)
+{
+    const uint32_t workers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_ROLLOUT));
+    const uint32_t trainers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_TRAIN));
+    return (uint64_t)corral_fragment_per_step(workers, trainers, job->algorithm.batch, rows * job->rollout.fragment) * (1 + (uint64_t)job->staleness.max_versions);
+}
+
+enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const struct corral_job_partition *p,
+                                          const struct corral_plan_env *env, struct corral_plan_memory *out,
+                                          uint64_t *params, struct corral_error *err)
+{
+    struct corral_policy_spec spec;
+    struct corral_policy_layout layout;
+    corral_job_policy_spec(job, env->obs_dim, &env->action, &spec);
+    CORRAL_TRY(corral_policy_layout_build(&spec, &layout, err));
+    struct corral_plan_memory m = {.partition = out->partition, .known = true};
+    const uint64_t processes = p->workers_per_device;
+    const uint64_t weights = 4 * layout.floats, trainable = 4 * layout.trainable_floats;
+    const uint64_t rows = (uint64_t)job->env.instances * env->agents;
+    char what[64];
+    if (p->role == CORRAL_ROLE_TRAIN) {
+        const uint64_t trainers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_TRAIN));
+        const uint64_t batch = share(corral_job_batch(job, env->agents), trainers);
+        const uint64_t minibatch = share(job->algorithm.minibatch, trainers);
+        item(&m, processes * weights, "weights");
+        item(&m, processes * trainable, "gradients");
+        item(&m, processes * 2 * trainable, "adam m and v");
+        item(&m, processes * minibatch * row_activations(&spec) * 4, "activations of a minibatch");
+        snprintf(what, sizeof what, "batch, %llu transitions", (unsigned long long)batch);
+        item(&m, processes * batch * transition_bytes(&spec), what);
+        item(&m, processes * job->stream.buffer, "trajectory buffer");
+        item(&m, processes * 2 * (weights + 2 * trainable), "two committed states");
+        item(&m, processes * 4 * weights, "versions on their way");
+    } else if (p->role == CORRAL_ROLE_ROLLOUT) {
+        const uint64_t fragment = rows * job->rollout.fragment * transition_bytes(&spec);
+        item(&m, processes * 2 * weights, "weights, two versions");
+        item(&m, processes * rows * row_activations(&spec) * 4, "activations");
+        snprintf(what, sizeof what, "fragment in the making, %llu rows", (unsigned long long)rows);
+        item(&m, processes * 2 * fragment, what); /* twice: every step might end an episode and keep its last observation */
+        snprintf(what, sizeof what, "%llu fragments not yet trained on", (unsigned long long)leased_fragments(job, rows));
+        item(&m, processes * leased_fragments(job, rows) * fragment, what);
+    } else {
+        const uint64_t eval_rows = CORRAL_MIN((uint64_t)job->eval.episodes, UINT64_C(1024)) * env->agents;
+        item(&m, processes * 2 * weights, "weights, two versions");
+        item(&m, processes * eval_rows * row_activations(&spec) * 4, "activations");
+        snprintf(what, sizeof what, "environments, %llu rows", (unsigned long long)eval_rows);
+        item(&m, processes * eval_rows * 2 * transition_bytes(&spec), what);
+    }
+    CORRAL_TRY(checked(job, &m, err));
+    *params = layout.parameters;
+    *out = m;
+    return CORRAL_OK;
+}

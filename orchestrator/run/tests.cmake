@@ -1,0 +1,2 @@
+corral_test(orchestrator_run_folder_test SOURCES run/run_folder_test.c DEPS corral_orchestrator)
+corral_test(orchestrator_process_test SOURCES process_test.c DEPS corral_orchestrator)

@@ -1,0 +1,7 @@
+corral_test(rollout_fragment_builder_test SOURCES worker/fragment_builder_test.c DEPS corral_rollout)
+corral_test(rollout_policy_view_test SOURCES worker/policy_view_test.c DEPS corral_rollout)
+if(CORRAL_BUILD_TESTS)
+  corral_test(rollout_env_snapshot_test SOURCES worker/env_snapshot_test.c DEPS corral_rollout LIBS ${CMAKE_DL_LIBS})
+  target_compile_definitions(rollout_env_snapshot_test PRIVATE WALK_PLUGIN="${CMAKE_CURRENT_BINARY_DIR}/test_plugins/walk.so")
+  add_dependencies(rollout_env_snapshot_test env_host_test_walk)
+endif()

@@ -1,0 +1,1 @@
+set(CORRAL_BOARD_SOURCES board/board.c board/segment.c)

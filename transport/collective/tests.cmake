@@ -1,0 +1,4 @@
+corral_test(transport_collective_conformance_test
+  SOURCES collective/conformance_test.c collective/test_ranks.c DEPS corral_transport TIMEOUT 300)
+corral_test(transport_collective_shm_test SOURCES collective/shm_test.c DEPS corral_transport)
+corral_test(transport_collective_tcp_test SOURCES collective/tcp_test.c DEPS corral_transport)

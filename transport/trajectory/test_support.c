@@ -1,0 +1,126 @@
+#include "transport/trajectory/test_support.h"
+#include "base/file.h"
+#include "base/rng.h"
+#include "transport/trajectory/wire.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void fill(struct test_fragment *t, struct corral_rng *rng)
+{
+    uint64_t bytes[CORRAL_FRAGMENT_FRAMES];
+    if (corral_fragment_sizes(&t->fragment, bytes, NULL) != CORRAL_OK) {
+        abort();
+    }
+    const void *views[CORRAL_FRAGMENT_FRAMES];
+    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
+        t->tensors[i] = bytes[i] > 0 ? malloc(bytes[i]) : NULL;
+        for (uint64_t at = 0; at < bytes[i]; at++) {
+            ((uint8_t *)t->tensors[i])[at] = (uint8_t)(corral_rng_next(rng) >> 56);
+        }
+        views[i] = t->tensors[i];
+    }
+    uint32_t *boundary = t->tensors[10];
+    for (uint32_t i = 0; i < t->fragment.boundary_count; i++) {
+        boundary[i] = i;
+    }
+    corral_fragment_set_tensors(&t->fragment, views);
+}
+
+void test_fragment_make(struct test_fragment *t, uint64_t seed, uint32_t size)
+{
+    struct corral_rng rng;
+    corral_rng_seed(&rng, seed);
+    memset(t, 0, sizeof *t);
+    struct corral_fragment *f = &t->fragment;
+    f->steps = 1 + (uint32_t)corral_rng_below(&rng, size);
+    f->rows = 1 + (uint32_t)corral_rng_below(&rng, size);
+    f->obs_dim = 1 + (uint32_t)corral_rng_below(&rng, 17);
+    f->action_components = 1 + (uint32_t)corral_rng_below(&rng, 3);
+    f->mask_bytes = (uint32_t)corral_rng_below(&rng, 2) * 5;
+    f->action_continuous = corral_rng_below(&rng, 2) != 0;
+    f->boundary_count = (uint32_t)corral_rng_below(&rng, (uint64_t)f->steps * f->rows + 1);
+    f->episode_count = (uint32_t)corral_rng_below(&rng, (uint64_t)f->steps * f->rows + 1);
+    fill(t, &rng);
+}
+
+void test_fragment_sized(struct test_fragment *t, uint64_t bytes)
+{
+    struct corral_rng rng;
+    corral_rng_seed(&rng, bytes);
+    memset(t, 0, sizeof *t);
+    t->fragment = (struct corral_fragment){.steps = 16, .rows = 1, .obs_dim = 1, .action_components = 1};
+    /* One row costs 16 * (4 * D + 15) + 4 * D + 8 bytes; D grows until it fits. */
+    while (corral_fragment_bytes(&t->fragment) - CORRAL_FRAGMENT_HEADER_BYTES + 68 <= bytes) {
+        t->fragment.obs_dim++;
+    }
+    fill(t, &rng);
+}
+
+void test_fragment_free(struct test_fragment *t)
+{
+    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
+        free(t->tensors[i]);
+        t->tensors[i] = NULL;
+    }
+}
+
+bool test_fragment_equal(const struct corral_fragment *a, const struct corral_fragment *b)
+{
+    uint64_t bytes[CORRAL_FRAGMENT_FRAMES], bytes_b[CORRAL_FRAGMENT_FRAMES];
+    const void *in_a[CORRAL_FRAGMENT_FRAMES], *in_b[CORRAL_FRAGMENT_FRAMES];
+    if (corral_fragment_sizes(a, bytes, NULL) != CORRAL_OK ||
+        corral_fragment_sizes(b, bytes_b, NULL) != CORRAL_OK || memcmp(bytes, bytes_b, sizeof bytes) != 0 ||
+        a->action_continuous != b->action_continuous) {
+        return false;
+    }
+    corral_fragment_tensors(a, in_a);
+    corral_fragment_tensors(b, in_b);
+    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
+        if (bytes[i] == 0 ? in_b[i] != NULL
+                          : ((uintptr_t)in_b[i] % 64 != 0 || memcmp(in_a[i], in_b[i], bytes[i]) != 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static enum corral_status counted_alloc(void *ctx, size_t bytes, const char *what, void **out,
+                                        struct corral_error *err)
+{
+    struct test_allocator *t = ctx;
+    if (t->used + bytes > t->limit) {
+        t->denials++;
+        return corral_fail(err, CORRAL_DENIED, "%s: denied by the test", what);
+    }
+    CORRAL_TRY(corral_alloc(&corral_allocator_heap, bytes, what, out, err));
+    t->used += bytes;
+    t->peak = CORRAL_MAX(t->peak, t->used);
+    return CORRAL_OK;
+}
+
+static void counted_release(void *ctx, void *memory, size_t bytes)
+{
+    struct test_allocator *t = ctx;
+    t->used -= memory != NULL ? bytes : 0;
+    corral_release(&corral_allocator_heap, memory, bytes);
+}
+
+void test_allocator_init(struct test_allocator *t, uint64_t limit)
+{
+    *t = (struct test_allocator){.limit = limit};
+    t->allocator = (struct corral_allocator){.alloc = counted_alloc, .release = counted_release, .ctx = t};
+}
+
+void test_folder_make(char path[TEST_PATH_MAX])
+{
+    snprintf(path, TEST_PATH_MAX, "/tmp/corral-traj-XXXXXX");
+    if (mkdtemp(path) == NULL) {
+        abort();
+    }
+}
+
+void test_folder_remove(const char *path)
+{
+    (void)corral_remove_tree(path, NULL);
+}

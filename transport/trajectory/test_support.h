@@ -1,0 +1,31 @@
+/* What the trajectory tests share: fragments that follow from a seed, an allocator that counts and refuses, a private folder. */
+#ifndef CORRAL_TRANSPORT_TRAJECTORY_TEST_SUPPORT_H
+#define CORRAL_TRANSPORT_TRAJECTORY_TEST_SUPPORT_H
+
+#include "base/memory.h"
+#include "transport/trajectory/fragment.h"
+
+struct test_fragment {
+    struct corral_fragment fragment;
+    void *tensors[CORRAL_FRAGMENT_FRAMES];
+};
+/* Shapes and contents from the seed alone; `size` bounds steps and rows. */
+void test_fragment_make(struct test_fragment *t, uint64_t seed, uint32_t size);
+/* A fragment of about this many bytes. */
+void test_fragment_sized(struct test_fragment *t, uint64_t bytes);
+void test_fragment_free(struct test_fragment *t);
+/* Same shapes and tensors bit for bit, and every tensor aligned to 64 bytes. */
+bool test_fragment_equal(const struct corral_fragment *a, const struct corral_fragment *b);
+
+/* Each byte is counted; an allocation above `limit` is denied. Any thread that owns it. */
+struct test_allocator {
+    struct corral_allocator allocator;
+    uint64_t used, peak, limit, denials;
+};
+void test_allocator_init(struct test_allocator *t, uint64_t limit);
+
+#define TEST_PATH_MAX 64
+void test_folder_make(char path[TEST_PATH_MAX]);
+void test_folder_remove(const char *path);
+
+#endif

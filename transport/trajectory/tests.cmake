@@ -1,0 +1,17 @@
+# The support file is compiled into each test: it is no part of the library.
+corral_test(transport_trajectory_credit_test SOURCES trajectory/credit_test.c DEPS corral_transport)
+corral_test(transport_trajectory_wire_test SOURCES trajectory/wire_test.c trajectory/test_support.c DEPS corral_transport)
+corral_test(transport_trajectory_stream_test SOURCES trajectory/stream_test.c trajectory/test_support.c DEPS corral_transport
+  LIBS PkgConfig::ZMQ TIMEOUT 300)
+corral_test(transport_trajectory_share_test SOURCES trajectory/share_test.c trajectory/test_support.c DEPS corral_transport
+  LIBS PkgConfig::ZMQ TIMEOUT 300)
+corral_test(transport_trajectory_fault_test SOURCES trajectory/fault_test.c trajectory/test_support.c DEPS corral_transport
+  LIBS PkgConfig::ZMQ TIMEOUT 300)
+corral_test(transport_trajectory_protocol_test SOURCES trajectory/protocol_test.c trajectory/test_support.c
+  DEPS corral_transport LIBS PkgConfig::ZMQ TIMEOUT 300)
+if(CORRAL_SANITIZE STREQUAL "thread" AND TARGET transport_trajectory_stream_test)
+  # ZeroMQ is not instrumented: the queues between its threads are invisible to the sanitizer.
+  set_tests_properties(transport_trajectory_stream_test transport_trajectory_fault_test transport_trajectory_protocol_test
+    transport_trajectory_share_test PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
+endif()
+corral_fuzz(transport_fuzz_fragment SOURCES trajectory/fuzz_fragment.c DEPS corral_transport)

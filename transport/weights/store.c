@@ -1,0 +1,422 @@
+#include "transport/weights/store.h"
+
+#include "base/clock.h"
+#include "base/sync.h"
+#include "transport/weights/owner.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ThreadSanitizer does not model fences. What they order is shared between mappings, which it does not look at either. */
+#ifdef __SANITIZE_THREAD__
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
+
+#define STORE_MAGIC 0x31535743u /* "CWS1" */
+#define STORE_LAYOUT 1u
+#define HEADER_BYTES 4096u
+#define SLOT_ALIGN 4096u
+#define VERSION_MAX ((UINT64_C(1) << 62) - 1)
+#define STORE_BYTES_MAX (UINT64_C(1) << 50)
+#define READ_TRIES_MAX 10000
+/* No sleep is longer than this: a writer killed between its commit and the wake-up delays waiters by no more. */
+#define WAIT_SLICE_NS (100 * CORRAL_NS_PER_MS)
+
+struct slot_header {
+    _Atomic uint64_t seq; /* odd while the slot is written */
+    _Atomic uint64_t version, bytes, digest_lo, digest_hi;
+} __attribute__((aligned(128)));
+
+struct store_header {
+    uint32_t magic, layout;
+    uint64_t weight_bytes_max, slot_stride;
+    _Alignas(64) _Atomic uint64_t current; /* version * 4 + slot */
+    _Alignas(64) _Atomic uint32_t wake;
+    _Atomic uint32_t waiters;
+    _Alignas(64) _Atomic uint64_t owner;
+    _Alignas(64) _Atomic uint32_t manifest_set;
+    _Atomic uint64_t manifest_lo, manifest_hi, bytes;
+    struct slot_header slot[CORRAL_STORE_SLOTS];
+};
+_Static_assert(offsetof(struct store_header, current) == 64, "docs/spec/weights.md");
+_Static_assert(offsetof(struct store_header, wake) == 128, "docs/spec/weights.md");
+_Static_assert(offsetof(struct store_header, owner) == 192, "docs/spec/weights.md");
+_Static_assert(offsetof(struct store_header, manifest_set) == 256, "docs/spec/weights.md");
+_Static_assert(offsetof(struct store_header, slot) == 384, "docs/spec/weights.md");
+_Static_assert(sizeof(struct slot_header) == 128, "docs/spec/weights.md");
+_Static_assert(sizeof(struct store_header) <= HEADER_BYTES, "docs/spec/weights.md");
+
+struct corral_weight_store {
+    struct store_header *header;
+    uint8_t *slots;
+    size_t mapped;
+    uint64_t bytes_max, stride; /* checked copies: nobody can change them under us */
+    uint64_t self;              /* our owner word */
+    pid_t pid;                  /* the process `self` was made in */
+    uint64_t writing;           /* version begun and neither committed nor aborted; 0 = none */
+    uint32_t writing_slot;
+};
+
+/* ---- making and mapping ---- */
+
+enum corral_status corral_weight_store_create(uint64_t weight_bytes_max, int *fd_out,
+                                              struct corral_error *err)
+{
+    if (weight_bytes_max == 0 || weight_bytes_max > STORE_BYTES_MAX) {
+        return corral_fail(err, CORRAL_INVALID, "a weight store for %" PRIu64 " bytes is not possible",
+                           weight_bytes_max);
+    }
+    uint64_t stride = (weight_bytes_max + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    off_t total = (off_t)(HEADER_BYTES + CORRAL_STORE_SLOTS * stride);
+    CORRAL_AUTO_CLOSE int fd = memfd_create("corral-weights", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) {
+        return corral_fail_sys(err, errno, "cannot create the weight store");
+    }
+    /* Pages are taken now, so that a full machine is an error here and not a SIGBUS in the middle of a push. */
+    if (fallocate(fd, 0, 0, total) != 0) {
+        int sys = errno;
+        enum corral_status status =
+            corral_fail_sys(err, sys, "cannot allocate %lld bytes for the weight store", (long long)total);
+        if (sys == ENOSPC || sys == ENOMEM) {
+            status = corral_fail(err, CORRAL_NOMEM, "no memory for a weight store of %lld bytes",
+                                 (long long)total);
+        }
+        return status;
+    }
+    struct store_header *h = mmap(NULL, HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (h == MAP_FAILED) {
+        return corral_fail_sys(err, errno, "cannot map the weight store");
+    }
+    h->magic = STORE_MAGIC;
+    h->layout = STORE_LAYOUT;
+    h->weight_bytes_max = weight_bytes_max;
+    h->slot_stride = stride;
+    munmap(h, HEADER_BYTES);
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        return corral_fail_sys(err, errno, "cannot seal the weight store");
+    }
+    *fd_out = fd;
+    fd = -1;
+    return CORRAL_OK;
+}
+
+static bool header_valid(const struct store_header *h, uint64_t file_bytes)
+{
+    return h->magic == STORE_MAGIC && h->layout == STORE_LAYOUT && h->weight_bytes_max > 0 &&
+           h->weight_bytes_max <= STORE_BYTES_MAX && h->slot_stride % SLOT_ALIGN == 0 &&
+           h->slot_stride >= h->weight_bytes_max && h->slot_stride <= STORE_BYTES_MAX &&
+           file_bytes == HEADER_BYTES + CORRAL_STORE_SLOTS * h->slot_stride;
+}
+
+enum corral_status corral_weight_store_attach(int fd, struct corral_weight_store **out,
+                                              struct corral_error *err)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        return corral_fail_sys(err, errno, "cannot look at the weight store (descriptor %d)", fd);
+    }
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW) ||
+        st.st_size < (off_t)HEADER_BYTES) {
+        return corral_fail(err, CORRAL_PROTOCOL, "descriptor %d is not a sealed weight store", fd);
+    }
+    struct corral_weight_store *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        return corral_fail(err, CORRAL_NOMEM, "cannot attach the weight store: out of memory");
+    }
+    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) {
+        int sys = errno;
+        free(s);
+        return corral_fail_sys(err, sys, "cannot map the weight store");
+    }
+    s->header = map;
+    s->slots = (uint8_t *)map + HEADER_BYTES;
+    s->mapped = (size_t)st.st_size;
+    if (!header_valid(s->header, (uint64_t)st.st_size)) {
+        corral_weight_store_detach(s);
+        return corral_fail(err, CORRAL_PROTOCOL, "descriptor %d is not a weight store of layout %u", fd,
+                           STORE_LAYOUT);
+    }
+    s->bytes_max = s->header->weight_bytes_max;
+    s->stride = s->header->slot_stride;
+    *out = s;
+    return CORRAL_OK;
+}
+
+void corral_weight_store_detach(struct corral_weight_store *s)
+{
+    if (s != NULL) {
+        corral_weight_store_abort(s);
+        munmap(s->header, s->mapped);
+        free(s);
+    }
+}
+
+/* ---- writer ---- */
+
+static enum corral_status take_owner(struct corral_weight_store *s, struct corral_error *err)
+{
+    pid_t pid = getpid();
+    if (s->pid != pid) { /* first use, or a fork since */
+        CORRAL_TRY(corral_owner_word(pid, &s->self, err));
+        s->pid = pid;
+        s->writing = 0;
+    }
+    if (s->writing != 0) {
+        return corral_fail(err, CORRAL_STATE, "weight version %" PRIu64 " has been begun and not finished",
+                           s->writing);
+    }
+    uint64_t holder = 0;
+    /* acquire pairs with the release of the writer before: its slot words are seen */
+    while (!atomic_compare_exchange_strong_explicit(&s->header->owner, &holder, s->self, memory_order_acq_rel,
+                                                    memory_order_acquire)) {
+        if (holder != 0 && corral_owner_alive(holder)) {
+            return corral_fail(err, CORRAL_EXISTS, "process %d is writing to the weight store",
+                               corral_owner_pid(holder));
+        }
+        /* dead: the next turn swaps its word for ours */
+    }
+    return CORRAL_OK;
+}
+
+static void give_owner(struct corral_weight_store *s)
+{
+    s->writing = 0;
+    atomic_store_explicit(&s->header->owner, 0, memory_order_release); /* pairs with take_owner */
+}
+
+static enum corral_status check_manifest(struct store_header *h, struct corral_digest manifest,
+                                         uint64_t bytes, struct corral_error *err)
+{
+    if (atomic_load_explicit(&h->manifest_set, memory_order_acquire) == 0) {
+        atomic_store_explicit(&h->manifest_lo, manifest.lo, memory_order_relaxed);
+        atomic_store_explicit(&h->manifest_hi, manifest.hi, memory_order_relaxed);
+        atomic_store_explicit(&h->bytes, bytes, memory_order_relaxed);
+        atomic_store_explicit(&h->manifest_set, 1,
+                              memory_order_release); /* pairs with the loads here and in read */
+        return CORRAL_OK;
+    }
+    uint64_t expected = atomic_load_explicit(&h->bytes, memory_order_relaxed);
+    if (atomic_load_explicit(&h->manifest_lo, memory_order_relaxed) != manifest.lo ||
+        atomic_load_explicit(&h->manifest_hi, memory_order_relaxed) != manifest.hi || expected != bytes) {
+        return corral_fail(err, CORRAL_INVALID,
+                           "the weights (%" PRIu64 " bytes) are of another model than the store's (%" PRIu64
+                           " bytes)",
+                           bytes, expected);
+    }
+    return CORRAL_OK;
+}
+
+static enum corral_status begin_owned(struct corral_weight_store *s, uint64_t version,
+                                      struct corral_digest manifest, uint64_t bytes, void **slot,
+                                      struct corral_error *err)
+{
+    struct store_header *h = s->header;
+    uint64_t current = atomic_load_explicit(&h->current, memory_order_relaxed); /* only an owner changes it */
+    if (version > VERSION_MAX || version == 0 || version < current / 4) {
+        return corral_fail(err, CORRAL_INVALID,
+                           "weight version %" PRIu64 " is below the store's %" PRIu64 ": versions only grow",
+                           version, current / 4);
+    }
+    if (bytes == 0 || bytes > s->bytes_max) {
+        return corral_fail(err, CORRAL_INVALID, "%" PRIu64 " bytes of weights; the store takes 1 to %" PRIu64,
+                           bytes, s->bytes_max);
+    }
+    CORRAL_TRY(check_manifest(h, manifest, bytes, err));
+    uint32_t i = (uint32_t)((current % 4 + 1) % CORRAL_STORE_SLOTS);
+    uint64_t seq = atomic_load_explicit(&h->slot[i].seq, memory_order_relaxed);
+    /* A slot left odd by an abort or a death stays odd: no reader has accepted it since. */
+    atomic_store_explicit(&h->slot[i].seq, seq | 1, memory_order_relaxed);
+    atomic_thread_fence(
+        memory_order_release); /* odd before the first byte; pairs with the reader's acquire fence */
+    s->writing = version;
+    s->writing_slot = i;
+    *slot = s->slots + i * s->stride;
+    return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_begin(struct corral_weight_store *s, uint64_t version,
+                                             struct corral_digest manifest, uint64_t bytes, void **slot,
+                                             struct corral_error *err)
+{
+    CORRAL_TRY(take_owner(s, err));
+    enum corral_status status = begin_owned(s, version, manifest, bytes, slot, err);
+    if (status != CORRAL_OK) {
+        give_owner(s);
+    }
+    return status;
+}
+
+/* The version is current already: it must have been the same. */
+static enum corral_status compare_committed(const struct corral_weight_store *s, uint64_t current,
+                                            struct corral_digest digest, struct corral_error *err)
+{
+    uint64_t i = current % 4;
+    if (i >= CORRAL_STORE_SLOTS) {
+        return corral_fail(err, CORRAL_PROTOCOL, "the weight store is damaged: it names slot %" PRIu64, i);
+    }
+    const struct slot_header *slot = &s->header->slot[i];
+    struct corral_digest stored = {.lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed),
+                                   .hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed)};
+    if (!corral_digest_equal(digest, stored)) {
+        char theirs[CORRAL_DIGEST_TEXT], ours[CORRAL_DIGEST_TEXT];
+        corral_digest_format(stored, theirs);
+        corral_digest_format(digest, ours);
+        return corral_fail(err, CORRAL_INVALID,
+                           "weight version %" PRIu64
+                           " is in the store with other bytes: digest %s, offered %s",
+                           current / 4, theirs, ours);
+    }
+    return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version,
+                                                     struct corral_digest digest, struct corral_error *err)
+{
+    if (s->writing == 0 || s->writing != version || s->pid != getpid()) {
+        return corral_fail(err, CORRAL_STATE, "weight version %" PRIu64 " has not been begun here", version);
+    }
+    struct store_header *h = s->header;
+    uint64_t current = atomic_load_explicit(&h->current, memory_order_relaxed); /* only an owner changes it */
+    if (version == current / 4) {
+        enum corral_status status = compare_committed(s, current, digest, err);
+        give_owner(s); /* what was written stays in its odd slot, as after an abort */
+        return status;
+    }
+    struct slot_header *slot = &h->slot[s->writing_slot];
+    uint64_t bytes = atomic_load_explicit(&h->bytes, memory_order_relaxed);
+    atomic_store_explicit(&slot->version, version, memory_order_relaxed);
+    atomic_store_explicit(&slot->bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&slot->digest_lo, digest.lo, memory_order_relaxed);
+    atomic_store_explicit(&slot->digest_hi, digest.hi, memory_order_relaxed);
+    uint64_t seq = atomic_load_explicit(&slot->seq, memory_order_relaxed);
+    atomic_store_explicit(&slot->seq, seq + 1,
+                          memory_order_release); /* even; pairs with the reader's first load */
+    /* seq_cst with `waiters`: either we see the waiter, or it sees this version before it sleeps */
+    atomic_store_explicit(&h->current, version * 4 + s->writing_slot, memory_order_seq_cst);
+    atomic_fetch_add_explicit(&h->wake, 1, memory_order_seq_cst);
+    if (atomic_load_explicit(&h->waiters, memory_order_seq_cst) != 0) {
+        corral_futex_wake_all(&h->wake);
+    }
+    give_owner(s);
+    return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_commit(struct corral_weight_store *s, uint64_t version,
+                                              struct corral_digest *digest, struct corral_error *err)
+{
+    if (s->writing == 0 || s->writing != version) {
+        return corral_fail(err, CORRAL_STATE, "weight version %" PRIu64 " has not been begun here", version);
+    }
+    uint64_t bytes = atomic_load_explicit(&s->header->bytes, memory_order_relaxed);
+    struct corral_digest d = corral_digest_of(s->slots + s->writing_slot * s->stride, bytes);
+    CORRAL_TRY(corral_weight_store_commit_digest(s, version, d, err));
+    if (digest != NULL) {
+        *digest = d;
+    }
+    return CORRAL_OK;
+}
+
+void corral_weight_store_abort(struct corral_weight_store *s)
+{
+    if (s->writing != 0 && s->pid == getpid()) { /* a child does not give back what its parent holds */
+        give_owner(s);
+    }
+}
+
+/* ---- readers ---- */
+
+uint64_t corral_weight_store_version(const struct corral_weight_store *s)
+{
+    return atomic_load_explicit(&s->header->current, memory_order_acquire) / 4;
+}
+
+/* One try: CORRAL_AGAIN when the slot was reused meanwhile. */
+static enum corral_status read_once(struct corral_weight_store *s, uint64_t current, void *out,
+                                    uint64_t bytes, struct corral_digest *digest, struct corral_error *err)
+{
+    uint32_t i = current % 4;
+    if (i >= CORRAL_STORE_SLOTS) {
+        return corral_fail(err, CORRAL_PROTOCOL, "the weight store is damaged: it names slot %u", i);
+    }
+    struct slot_header *slot = &s->header->slot[i];
+    uint64_t seq = atomic_load_explicit(&slot->seq, memory_order_acquire);
+    if (seq % 2 != 0 || atomic_load_explicit(&slot->version, memory_order_relaxed) != current / 4) {
+        return CORRAL_AGAIN;
+    }
+    digest->lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed);
+    digest->hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed);
+    memcpy(out, s->slots + i * s->stride, bytes);
+    atomic_thread_fence(memory_order_acquire); /* the copy is done before seq is read again */
+    return atomic_load_explicit(&slot->seq, memory_order_relaxed) == seq ? CORRAL_OK : CORRAL_AGAIN;
+}
+
+enum corral_status corral_weight_store_read(struct corral_weight_store *s, struct corral_digest manifest,
+                                            void *out, uint64_t bytes, uint64_t *version,
+                                            struct corral_digest *digest, struct corral_error *err)
+{
+    uint64_t current = atomic_load_explicit(&s->header->current, memory_order_acquire);
+    if (current == 0) {
+        return corral_fail(err, CORRAL_AGAIN, "no weight version has been published yet");
+    }
+    if (bytes > s->bytes_max) {
+        return corral_fail(err, CORRAL_INVALID, "%" PRIu64 " bytes of weights; the store takes 1 to %" PRIu64,
+                           bytes, s->bytes_max);
+    }
+    CORRAL_TRY(check_manifest(s->header, manifest, bytes, err)); /* set, since there is a version */
+    struct corral_digest stored = {0};
+    enum corral_status status = CORRAL_AGAIN;
+    for (int tries = 0; tries < READ_TRIES_MAX && status == CORRAL_AGAIN; tries++) {
+        current = atomic_load_explicit(&s->header->current, memory_order_acquire);
+        status = read_once(s, current, out, bytes, &stored, err);
+    }
+    if (status == CORRAL_AGAIN) {
+        return corral_fail(err, CORRAL_TIMEOUT, "the weights changed during each of %d reads",
+                           READ_TRIES_MAX);
+    }
+    CORRAL_TRY(status);
+    if (!corral_digest_equal(corral_digest_of(out, bytes), stored)) {
+        return corral_fail(err, CORRAL_PROTOCOL, "weight version %" PRIu64 " is damaged: its digest differs",
+                           current / 4);
+    }
+    *version = current / 4;
+    if (digest != NULL) {
+        *digest = stored;
+    }
+    return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_wait(struct corral_weight_store *s, uint64_t seen, uint32_t timeout_ms,
+                                            struct corral_error *err)
+{
+    if (corral_weight_store_version(s) > seen) {
+        return CORRAL_OK;
+    }
+    struct store_header *h = s->header;
+    uint64_t now = corral_now_ns(&corral_clock_monotonic), deadline = now + timeout_ms * CORRAL_NS_PER_MS;
+    bool there = false;
+    atomic_fetch_add_explicit(&h->waiters, 1, memory_order_seq_cst); /* pairs with commit's load */
+    for (;;) {
+        uint32_t word = atomic_load_explicit(&h->wake, memory_order_seq_cst);
+        there = atomic_load_explicit(&h->current, memory_order_seq_cst) / 4 > seen;
+        if (there || now >= deadline) {
+            break;
+        }
+        corral_futex_wait(&h->wake, word, CORRAL_MIN(deadline, now + WAIT_SLICE_NS));
+        now = corral_now_ns(&corral_clock_monotonic);
+    }
+    atomic_fetch_sub_explicit(&h->waiters, 1, memory_order_seq_cst);
+    if (!there) {
+        return corral_fail(err, CORRAL_TIMEOUT, "no weight version above %" PRIu64 " within %u ms", seen,
+                           timeout_ms);
+    }
+    return CORRAL_OK;
+}

@@ -1,0 +1,2 @@
+corral_test(worker_state_vault_test SOURCES state_vault_test.c DEPS corral_worker TIMEOUT 300)
+corral_test(worker_fragment_share_test SOURCES fragment_share_test.c DEPS corral_worker)
