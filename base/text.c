@@ -205,6 +205,16 @@ const char *corral_format_count(double value, char *out, size_t out_bytes)
     return out;
 }
 
+const char *corral_format_return(double value, char *out, size_t out_bytes)
+{
+    if (isnan(value)) {
+        snprintf(out, out_bytes, "-");
+    } else {
+        snprintf(out, out_bytes, "%.*f", fabs(value) < 9.995 ? 2 : 1, value);
+    }
+    return out;
+}
+
 #define EDIT_LENGTH_MAX 64
 
 uint32_t corral_edit_distance(const char *a, const char *b)

@@ -18,6 +18,8 @@ const char *corral_format_bytes_exact(uint64_t bytes, char *out, size_t out_byte
 const char *corral_format_duration(uint64_t ns, char *out, size_t out_bytes); /* "1.24 s", "3.1 ms", "2m05s" */
 const char *corral_format_duration_exact(uint64_t ns, char *out, size_t out_bytes); /* "250ms", "30s" : parses back */
 const char *corral_format_count(double value, char *out, size_t out_bytes);   /* "118k", "1.2M", "57" */
+/* A return: "475.0", "-97.3", and "0.95" below ten, where a tenth says little. "-" for NaN. */
+const char *corral_format_return(double value, char *out, size_t out_bytes);
 
 /* Edit distance (insert, delete, substitute, transpose adjacent), at most 64 characters each; longer compare as far apart. */
 uint32_t corral_edit_distance(const char *a, const char *b);

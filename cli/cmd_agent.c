@@ -31,13 +31,14 @@ int corral_cmd_agent(int argc, char **argv)
                                             {0}};
     const char *node = NULL, *dir = NULL;
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
             help();
             return CORRAL_EXIT_DONE;
         }
         if (option == '?') {
-            return corral_cli_usage("agent", "wrong option");
+            return corral_cli_usage("agent", "unknown option, or no value for %s", argv[optind - 1]);
         }
         *(option == 'n' ? &node : &dir) = optarg;
     }
@@ -47,6 +48,10 @@ int corral_cmd_agent(int argc, char **argv)
     struct corral_error err = {0};
     if (dir && chdir(dir) != 0) {
         corral_fail_sys(&err, errno, "--dir %s", dir);
+        return corral_cli_fail(&err);
+    }
+    if (access("job.toml", F_OK) != 0) { /* before anything is made in a folder that is no run's */
+        corral_fail(&err, CORRAL_NOT_FOUND, "no job.toml in %s: it is not a run folder, nor a copy of one", dir ? dir : ".");
         return corral_cli_fail(&err);
     }
     for (int i = 0; i < 2; i++) {

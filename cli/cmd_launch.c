@@ -21,7 +21,7 @@ static void help(void)
         "  -s, --set KEY=VALUE  override a value of the file; may be repeated\n"
         "      --dir DIR        where the run's folder goes (default: job.dir)\n"
         "      --detach         return once every worker is up, and print the run's id\n"
-        "  -j, --json           print the summary as JSON\n"
+        "  -j, --json           print the summary (with --detach, id and path) as JSON\n"
         "  -q, --quiet          no progress\n\n"
         "Exit code: 0 the run ended by its own rules or was stopped, 1 it failed, 2 the job is wrong or "
         "cannot fit.\n\n"
@@ -48,6 +48,7 @@ static int parse(int argc, char **argv, struct arguments *a)
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "s:jqh", options, NULL)) != -1) {
         switch (option) {
         case 's':
@@ -71,11 +72,11 @@ static int parse(int argc, char **argv, struct arguments *a)
             help();
             return CORRAL_EXIT_DONE;
         default:
-            return corral_cli_usage("launch", "wrong option");
+            return corral_cli_usage("launch", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     if (argc - optind != 1) {
-        return corral_cli_usage("launch", argc == optind ? "which job?" : "one job at a time");
+        return corral_cli_usage("launch", "name one job file");
     }
     a->job = argv[optind];
     return -1;

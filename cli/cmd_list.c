@@ -1,5 +1,6 @@
 /* rlctl list: one line per run. */
 #include "base/clock.h"
+#include "base/text.h"
 #include "cli/cli.h"
 #include "cli/run_view.h"
 #include "cli/set_args.h"
@@ -65,18 +66,16 @@ static enum corral_status add_json(const struct listing *l, const struct corral_
 
 static void print_row(struct listing *l, const struct corral_run_view *v)
 {
-    char started[64], best[32] = "-", steps[32] = "-", state[32];
+    char started[64], best[32], steps[32] = "-", state[32];
     if (l->count++ == 0) {
-        printf("%-9s %-20s %-19s %-9s %9s %10s\n", "id", "job", "started", "state", "steps", "best eval");
+        printf("%-9s %-24s %-19s %-9s %9s %10s\n", "id", "job", "started", "state", "steps", "best eval");
     }
     time_text(v->started_wall_ns, false, started, sizeof started);
     if (v->status) {
         snprintf(steps, sizeof steps, "%" PRIu64, corral_view_count(v->status, "step"));
     }
-    if (!isnan(best_return(v))) {
-        snprintf(best, sizeof best, "%.1f", best_return(v));
-    }
-    printf("%-9s %-20s %-19s %-9s %9s %10s%s%s\n", v->id, v->job, started,
+    corral_format_return(best_return(v), best, sizeof best);
+    printf("%-9s %-24s %-19s %-9s %9s %10s%s%s\n", v->id, v->job, started,
            corral_view_plain(corral_run_view_state(v), state, sizeof state), steps, best,
            v->note[0] ? "  note: " : "", v->note);
 }
@@ -116,6 +115,7 @@ int corral_cmd_list(int argc, char **argv)
     const char *dir = "runs";
     bool json = false;
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
         switch (option) {
         case 'd':
@@ -128,7 +128,7 @@ int corral_cmd_list(int argc, char **argv)
             help();
             return cli_flush();
         default:
-            return corral_cli_usage("list", "wrong option");
+            return corral_cli_usage("list", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     if (optind < argc) {

@@ -384,6 +384,7 @@ static int parse(int argc, char **argv, struct arguments *a)
         {"follow", no_argument, NULL, 'f'},    {"json", no_argument, NULL, 'j'},
         {"help", no_argument, NULL, 'h'},      {0}};
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "n:fjh", options, NULL)) != -1) {
         switch (option) {
         case 'd':
@@ -404,7 +405,7 @@ static int parse(int argc, char **argv, struct arguments *a)
             help();
             return cli_flush();
         default:
-            return corral_cli_usage("logs", "wrong option");
+            return corral_cli_usage("logs", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     return -1;

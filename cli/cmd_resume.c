@@ -10,10 +10,10 @@ static void help(void)
     printf("Usage: rlctl resume [RUN] [--dir DIR] [--detach] [--json] [--quiet]\n\n"
            "Goes on with a run that was stopped, failed or crashed, from its newest complete checkpoint (or "
            "from the start when it has none).\n"
-           "RUN is a run's id, the beginning of one, its folder, or nothing for the newest.\n\n"
+           "RUN is a run's id, the beginning of one, its folder, or \"last\" or nothing for the newest.\n\n"
            "      --dir DIR   where runs are (default: runs)\n"
            "      --detach    return once every worker is up, and print the run's id\n"
-           "  -j, --json      print the summary as JSON\n"
+           "  -j, --json      print the summary (with --detach, id and path) as JSON\n"
            "  -q, --quiet     no progress\n\n"
            "Example:\n"
            "  rlctl resume 7f3a\n");
@@ -29,6 +29,7 @@ int corral_cmd_resume(int argc, char **argv)
     struct corral_run_options run = {0};
     const char *dir = "runs";
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "jqh", options, NULL)) != -1) {
         switch (option) {
         case 'd':
@@ -47,7 +48,7 @@ int corral_cmd_resume(int argc, char **argv)
             help();
             return CORRAL_EXIT_DONE;
         default:
-            return corral_cli_usage("resume", "wrong option");
+            return corral_cli_usage("resume", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     if (argc - optind > 1) {

@@ -15,7 +15,7 @@ static void help(void)
     printf("Usage: rlctl status [RUN] [--dir DIR] [--json]\n\n"
            "Shows how a run stands: steps, returns, staleness, memory, restarts, and what each worker is "
            "doing.\n"
-           "RUN is a run's id, the beginning of one, its folder, or nothing for the newest.\n\n"
+           "RUN is a run's id, the beginning of one, its folder, or \"last\" or nothing for the newest.\n\n"
            "      --dir DIR   where runs are (default: runs)\n"
            "  -j, --json      status.json, with \"running\", \"state\" and \"path\"\n"
            "  -h, --help      this text\n\n"
@@ -35,47 +35,34 @@ static const char *duration_of(double seconds, char *out, size_t out_bytes)
     return corral_format_duration((uint64_t)(seconds * 1e9), out, out_bytes);
 }
 
-/* "12.5", or "-" where there is no number yet. */
-static const char *real_of(double value, const char *format, char *out, size_t out_bytes)
+static void print_work(const json_t *s, bool running)
 {
-    if (isnan(value)) {
-        snprintf(out, out_bytes, "-");
-    } else if (strcmp(format, "%.2f") == 0) {
-        snprintf(out, out_bytes, "%.2f", value);
-    } else {
-        snprintf(out, out_bytes, "%.1f", value);
-    }
-    return out;
-}
-
-static void print_work(const json_t *s)
-{
-    char rate[32] = "-", steps[32];
+    char rate[48] = "", count[32], steps[32];
     double per_s = corral_view_number(s, "steps_per_s");
-    if (!isnan(per_s)) {
-        corral_format_count(per_s, rate, sizeof rate);
+    if (running && !isnan(per_s)) {
+        snprintf(rate, sizeof rate, "  %s steps/s", corral_format_count(per_s, count, sizeof count));
     }
     corral_format_count((double)corral_view_count(s, "env_steps"), steps, sizeof steps);
-    printf("  step       %" PRIu64 "  v%" PRIu64 "  %s environment steps  %s steps/s  %" PRIu64
-           " checkpoints\n",
-           corral_view_count(s, "step"), corral_view_count(s, "version"), steps, rate,
-           corral_view_count(s, "checkpoints"));
+    uint64_t checkpoints = corral_view_count(s, "checkpoints");
+    printf("  step       %" PRIu64 "  v%" PRIu64 "  %s environment steps%s  %" PRIu64 " checkpoint%s written\n",
+           corral_view_count(s, "step"), corral_view_count(s, "version"), steps, rate, checkpoints,
+           checkpoints == 1 ? "" : "s");
 }
 
 static void print_return(const json_t *s)
 {
     char mean[32];
     printf("  return     %s over the last %" PRIu64 " training episodes",
-           real_of(corral_view_number(s, "return_mean"), "%.1f", mean, sizeof mean),
+           corral_format_return(corral_view_number(s, "return_mean"), mean, sizeof mean),
            corral_view_count(s, "return_episodes"));
     const json_t *last = json_object_get(s, "eval_last");
     const json_t *best = json_object_get(s, "eval_best");
     if (json_is_object(last)) {
         char best_mean[32];
         printf("; eval %s at v%" PRIu64 ", best %s at v%" PRIu64,
-               real_of(corral_view_number(last, "mean"), "%.1f", mean, sizeof mean),
+               corral_format_return(corral_view_number(last, "mean"), mean, sizeof mean),
                corral_view_count(last, "version"),
-               real_of(corral_view_number(best, "mean"), "%.1f", best_mean, sizeof best_mean),
+               corral_format_return(corral_view_number(best, "mean"), best_mean, sizeof best_mean),
                corral_view_count(best, "version"));
     }
     printf("\n");
@@ -83,9 +70,11 @@ static void print_return(const json_t *s)
 
 static void print_staleness(const json_t *s)
 {
-    char mean[32];
-    printf("  staleness  %s versions on average, %" PRIu64 " at most, %" PRIu64 " fragments dropped\n",
-           real_of(corral_view_number(s, "staleness_mean"), "%.2f", mean, sizeof mean),
+    char mean[32] = "-";
+    if (!isnan(corral_view_number(s, "staleness_mean"))) {
+        snprintf(mean, sizeof mean, "%.2f", corral_view_number(s, "staleness_mean"));
+    }
+    printf("  staleness  %s versions on average, %" PRIu64 " at most, %" PRIu64 " fragments dropped\n", mean,
            corral_view_count(s, "staleness_max"), corral_view_count(s, "dropped_stale"));
 }
 
@@ -98,18 +87,21 @@ static void print_faults(const json_t *s)
            corral_view_count(s, "violations"));
 }
 
-static void print_memory(const json_t *s)
+static void print_memory(const json_t *s, bool running)
 {
     size_t i;
     json_t *p;
     json_array_foreach(json_object_get(s, "memory"), i, p)
     {
-        char used[32], peak[32], low[32], high[32], name[64];
-        corral_format_bytes(corral_view_count(p, "used"), used, sizeof used);
+        char used[48] = "", peak[32], low[32], high[32], name[64];
+        if (running) { /* afterwards nobody is there to use any */
+            corral_format_bytes(corral_view_count(p, "used"), peak, sizeof peak);
+            snprintf(used, sizeof used, "used %9s  ", peak);
+        }
         corral_format_bytes(corral_view_count(p, "peak"), peak, sizeof peak);
         corral_format_bytes(corral_view_count(p, "floor"), low, sizeof low);
         corral_format_bytes(corral_view_count(p, "ceiling"), high, sizeof high);
-        printf("  %-10s %-10s used %9s  peak %9s  floor %9s  ceiling %9s  %" PRIu64 " denied\n",
+        printf("  %-10s %-10s %speak %9s  floor %9s  ceiling %9s  %" PRIu64 " denied\n",
                i == 0 ? "memory" : "", corral_view_plain(corral_view_text(p, "partition"), name, sizeof name),
                used, peak, low, high, corral_view_count(p, "denied"));
     }
@@ -123,7 +115,7 @@ static void print_workers(const json_t *s)
     {
         char name[64], device[64], state[32], activity[64], since[32], what[112];
         corral_format_duration(corral_view_count(w, "activity_ms") * CORRAL_NS_PER_MS, since, sizeof since);
-        snprintf(what, sizeof what, "%s %s",
+        snprintf(what, sizeof what, "%s, %s",
                  corral_view_plain(corral_view_text(w, "activity"), activity, sizeof activity), since);
         if (i == 0) {
             printf("  %-14s %-8s %-9s %-28s %8s %9s\n", "worker", "device", "state", "doing, for", "pid",
@@ -180,16 +172,19 @@ static void print_text(const struct corral_run_view *v)
     if (!v->status || v->status_stale) {
         return;
     }
-    print_work(v->status);
+    print_work(v->status, v->pid != 0);
     print_return(v->status);
     print_staleness(v->status);
     if (v->pid) {
         print_progress(v->status);
     }
     print_faults(v->status);
-    print_memory(v->status);
+    print_memory(v->status, v->pid != 0);
     /* After an end in order there is nobody; after a crash it shows who was where. */
     if (v->pid || !v->ended) {
+        if (!v->pid) {
+            printf("  at the last report, before the crash:\n");
+        }
         print_workers(v->status);
     }
 }
@@ -223,6 +218,7 @@ int corral_cmd_status(int argc, char **argv)
     const char *dir = "runs";
     bool json = false;
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
         switch (option) {
         case 'd':
@@ -235,7 +231,7 @@ int corral_cmd_status(int argc, char **argv)
             help();
             return cli_flush();
         default:
-            return corral_cli_usage("status", "wrong option");
+            return corral_cli_usage("status", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     if (argc - optind > 1) {

@@ -29,7 +29,7 @@ static void help(void)
            "Ends a run in order: the trainers write a checkpoint, everybody stops. Waits until it has ended; "
            "what does not\n"
            "end in time is killed.\n"
-           "RUN is a run's id, the beginning of one, its folder, or nothing for the newest.\n\n"
+           "RUN is a run's id, the beginning of one, its folder, or \"last\" or nothing for the newest.\n\n"
            "      --timeout SECONDS  how long to wait before killing it (default: %d)\n"
            "      --dir DIR          where runs are (default: runs)\n"
            "  -j, --json             the result as JSON\n"
@@ -210,16 +210,18 @@ static int print_json(const struct corral_run_view *v, const struct result *r)
 static int print_text(const struct corral_run_view *v, const struct result *r)
 {
     char waited[32], plain[512];
-    const char *reason = corral_run_view_reason(v);
+    const char *state = corral_run_view_state(v), *reason = corral_run_view_reason(v);
     corral_format_duration(r->waited_ns, waited, sizeof waited);
     if (!r->was_running) {
-        printf("run %s is not running: %s", v->id, corral_run_view_state(v));
+        printf("run %s is not running: %s", v->id, state);
     } else if (r->killed) {
         printf("run %s was killed after %s, and nothing of it is left", v->id, waited);
     } else {
-        printf("run %s ended in %s: %s", v->id, waited, corral_run_view_state(v));
+        printf("run %s ended in %s: %s", v->id, waited, state);
     }
-    printf("%s%s\n", reason[0] ? ", " : "", corral_view_plain(reason, plain, sizeof plain));
+    bool same = strncmp(reason, state, strlen(state)) == 0; /* not "stopped, stopped by ..." */
+    printf("%s%s\n", same || !reason[0] ? "" : ", ",
+           corral_view_plain(same ? reason + strlen(state) : reason, plain, sizeof plain));
     if (v->checkpoint_step) {
         printf("checkpoint of step %" PRIu64 "; go on with `rlctl resume %s`\n", v->checkpoint_step, v->id);
     } else if (r->was_running) {
@@ -243,6 +245,7 @@ static int parse(int argc, char **argv, struct arguments *a)
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
         switch (option) {
         case 'd':
@@ -261,7 +264,7 @@ static int parse(int argc, char **argv, struct arguments *a)
             help();
             return cli_flush();
         default:
-            return corral_cli_usage("stop", "wrong option");
+            return corral_cli_usage("stop", "unknown option, or no value for %s", argv[optind - 1]);
         }
     }
     if (argc - optind > 1) {

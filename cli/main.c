@@ -52,11 +52,26 @@ static int unknown_command(const char *name)
     return CORRAL_EXIT_USAGE;
 }
 
+static int run_command(int argc, char **argv)
+{
+    for (const struct corral_command *c = corral_commands; c->name; c++) {
+        if (strcmp(c->name, argv[0]) == 0) {
+            return c->fn(argc, argv);
+        }
+    }
+    return unknown_command(argv[0]);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
         return CORRAL_EXIT_USAGE;
+    }
+    if (argc > 2 && strcmp(argv[1], "help") == 0) {
+        char option[] = "--help";
+        char *asked[] = {argv[2], option, NULL};
+        return run_command(2, asked);
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
         print_help(stdout);
@@ -66,10 +81,5 @@ int main(int argc, char **argv)
         printf("rlctl %s\n", CORRAL_VERSION);
         return CORRAL_EXIT_DONE;
     }
-    for (const struct corral_command *c = corral_commands; c->name; c++) {
-        if (strcmp(c->name, argv[1]) == 0) {
-            return c->fn(argc - 1, argv + 1);
-        }
-    }
-    return unknown_command(argv[1]);
+    return run_command(argc - 1, argv + 1);
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define PIPED_EVERY_NS CORRAL_NS_PER_S
@@ -13,6 +14,14 @@ const char *corral_progress_run_id(const char *run_path)
 {
     const char *dash = strrchr(run_path, '-');
     return dash ? dash + 1 : run_path;
+}
+
+void corral_progress_shown_path(const char *path, char out[CORRAL_RUN_PATH_MAX])
+{
+    char here[CORRAL_RUN_PATH_MAX];
+    size_t n = getcwd(here, sizeof here) ? strlen(here) : 0;
+    bool below = n > 1 && strncmp(path, here, n) == 0 && path[n] == '/';
+    snprintf(out, CORRAL_RUN_PATH_MAX, "%s", below ? path + n + 1 : path);
 }
 
 static uint32_t device_total(const struct corral_job *job, bool *gpus)
@@ -74,44 +83,63 @@ static void spark_add(struct corral_progress *p, const struct corral_run_status 
     p->spark[p->spark_count++] = (float)s->window_return;
 }
 
-static const char *spark_text(const struct corral_progress *p, char *out, size_t out_bytes)
+/* A bar for each of the newest `bars_max` returns. */
+static const char *spark_text(const struct corral_progress *p, uint32_t bars_max, char *out, size_t out_bytes)
 {
     static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
     float low = INFINITY, high = -INFINITY;
-    for (uint32_t i = 0; i < p->spark_count; i++) {
+    const uint32_t first = p->spark_count > bars_max ? p->spark_count - bars_max : 0;
+    for (uint32_t i = first; i < p->spark_count; i++) {
         low = fminf(low, p->spark[i]);
         high = fmaxf(high, p->spark[i]);
     }
     out[0] = 0;
     size_t at = 0;
-    for (uint32_t i = 0; i < p->spark_count && at + 4 < out_bytes; i++) {
+    for (uint32_t i = first; i < p->spark_count && at + 4 < out_bytes; i++) {
         float share = high > low ? (p->spark[i] - low) / (high - low) : 0;
         at += (size_t)snprintf(out + at, out_bytes - at, "%s", bars[(int)(share * 7.0f + 0.5f)]);
     }
     return out;
 }
 
+/* Columns of the terminal behind stderr, or many where it is none. A line that wraps could not be redrawn. */
+static uint32_t columns(const struct corral_progress *p)
+{
+    struct winsize size;
+    return p->terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 500;
+}
+
 static void line_text(const struct corral_progress *p, const struct corral_run_status *s, char *out,
                       size_t out_bytes)
 {
-    char rate[32], left[48] = "", spark[128], eval[64] = "";
-    corral_format_count(s->steps_per_s, rate, sizeof rate);
+    char rate[48] = "", left[48] = "", spark[128], eval[64] = "", mean[32];
+    if (s->steps_per_s > 0) {
+        char count[32];
+        snprintf(rate, sizeof rate, "  %s steps/s", corral_format_count(s->steps_per_s, count, sizeof count));
+    }
     if (s->eta_ns != UINT64_MAX) {
         char eta[24];
         corral_format_duration(s->eta_ns, eta, sizeof eta);
         snprintf(left, sizeof left, "  left ≤ %s", eta);
     }
     if (s->evaluations) {
-        snprintf(eval, sizeof eval, "  eval %.1f", s->last_eval.mean);
+        snprintf(eval, sizeof eval, "  eval %s", corral_format_return(s->last_eval.mean, mean, sizeof mean));
     }
     if (s->step == 0) {
         snprintf(out, out_bytes, "%s", s->phase);
         return;
     }
-    snprintf(out, out_bytes, "step %" PRIu64 "  return %.1f%s%s%s  %s steps/s  v%" PRIu64 "  stale %.1f%s",
-             s->step, s->window_return, p->terminal ? " " : "",
-             p->terminal ? spark_text(p, spark, sizeof spark) : "", eval, rate, s->version, s->staleness_mean,
-             left);
+    char head[80], tail[256];
+    snprintf(head, sizeof head, "step %" PRIu64 "  return %s", s->step,
+             corral_format_return(s->window_return, mean, sizeof mean));
+    snprintf(tail, sizeof tail, "%s%s  v%" PRIu64 "  stale %.1f%s", eval, rate, s->version, s->staleness_mean, left);
+    const size_t used = strlen(head) + strlen(tail) + 2, room = columns(p);
+    const uint32_t bars = p->terminal && room > used ? (uint32_t)(room - used) : 0;
+    if (used > room + 2) { /* "≤" is three bytes of one column */
+        tail[0] = '\0';
+    }
+    snprintf(out, out_bytes, "%s%s%s%s", head, bars ? " " : "", bars ? spark_text(p, bars, spark, sizeof spark) : "",
+             tail);
 }
 
 void corral_progress_update(struct corral_progress *p, const struct corral_run_status *s)
@@ -161,15 +189,19 @@ static void print_outcome(const struct corral_run_status *s)
 
 static void print_returns(const struct corral_run_status *s)
 {
+    char before[32], after[32], low[32], high[32];
     if (s->evaluations) {
-        printf("return    %.1f before, %.1f after (mean of %u evaluation episodes, version %" PRIu64
-               "; min %.1f, max %.1f)\n",
-               s->first_eval.mean, s->last_eval.mean, s->last_eval.episodes, s->last_eval.version,
-               s->last_eval.min, s->last_eval.max);
+        printf("return    %s before, %s after (mean of %u evaluation episodes, version %" PRIu64
+               "; min %s, max %s)\n",
+               corral_format_return(s->first_eval.mean, before, sizeof before),
+               corral_format_return(s->last_eval.mean, after, sizeof after), s->last_eval.episodes,
+               s->last_eval.version, corral_format_return(s->last_eval.min, low, sizeof low),
+               corral_format_return(s->last_eval.max, high, sizeof high));
     }
     if (s->episodes) {
-        printf("training  %.1f over the first, %.1f over the last %u of %" PRIu64 " episodes\n",
-               s->first_return, s->window_return, s->window_count, s->episodes);
+        printf("training  %s over the first, %s over the last %u of %" PRIu64 " episodes\n",
+               corral_format_return(s->first_return, before, sizeof before),
+               corral_format_return(s->window_return, after, sizeof after), s->window_count, s->episodes);
     }
 }
 
@@ -180,9 +212,14 @@ static void print_work(const struct corral_run_status *s)
     char rate[32], first[32];
     corral_format_count(trained_s > 0 ? (double)(s->env_steps - s->first_env_steps) / trained_s : 0, rate,
                         sizeof rate);
-    corral_format_duration(s->first_step_ns, first, sizeof first);
-    printf("work      %" PRIu64 " environment steps (%s/s), %" PRIu64 " gradient steps, the first after %s\n",
-           s->env_steps, rate, s->step, first);
+    printf("work      %" PRIu64 " environment steps, %" PRIu64 " gradient steps", s->env_steps, s->step);
+    if (s->first_step_ns) {
+        printf(", the first after %s", corral_format_duration(s->first_step_ns, first, sizeof first));
+    }
+    if (trained_s > 0) {
+        printf("; %s environment steps/s from then on", rate);
+    }
+    printf("\n");
     printf("weights   %" PRIu64 " versions pushed; staleness %.2f versions on average, %" PRIu64
            " at most, %" PRIu64 " fragments dropped\n",
            s->versions_pushed, s->staleness_mean, s->staleness_max, s->dropped_stale);
@@ -214,5 +251,5 @@ void corral_progress_summary(const struct corral_progress *p, const struct corra
                s->restarts, s->void_episodes, s->resent, s->duplicates);
     }
     const char *id = corral_progress_run_id(p->run_path);
-    printf("run       %s  (rlctl status %s · rlctl logs %s · rlctl resume %s)\n", p->run_path, id, id, id);
+    printf("run       %s  (rlctl status %s · rlctl logs %s · rlctl resume %s)\n", p->shown_path, id, id, id);
 }

@@ -4,11 +4,13 @@
 #define CORRAL_CLI_PROGRESS_H
 
 #include "orchestrator/coordinator/coordinator.h"
+#include "orchestrator/run/run_folder.h"
 
 struct corral_progress {
     const struct corral_job *job;
     const struct corral_plan *plan;
     const char *run_path;
+    char shown_path[CORRAL_RUN_PATH_MAX]; /* run_path as the user would write it where rlctl was started */
     bool terminal, quiet;
     bool line_open;        /* the terminal's cursor is behind a progress line */
     uint64_t printed_ns;   /* piped: time of the last line */
@@ -18,6 +20,8 @@ struct corral_progress {
     uint32_t restarts_told;
 };
 
+/* The path to show for `path`: relative when it is below the current directory. */
+void corral_progress_shown_path(const char *path, char out[CORRAL_RUN_PATH_MAX]);
 void corral_progress_header(struct corral_progress *p);
 void corral_progress_started(struct corral_progress *p, const struct corral_run_status *s);
 void corral_progress_update(struct corral_progress *p, const struct corral_run_status *s);

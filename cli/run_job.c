@@ -1,12 +1,15 @@
 #include "cli/run_job.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cli/progress.h"
+#include "cli/set_args.h"
 #include "orchestrator/worker/worker_config.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,9 +36,13 @@ static enum corral_status take_folder(struct run *r, const char *path, struct co
         return corral_fail_sys(err, errno, "entering %s", path);
     }
     enum corral_status status = corral_lock_file("lock", &r->lock_fd, err);
-    return status == CORRAL_EXISTS
-               ? corral_error_prefix(err, status, "run %s is already running", corral_progress_run_id(path))
-               : status;
+    pid_t holder = 0;
+    uint64_t start_time;
+    if (status == CORRAL_EXISTS && corral_lock_holder("lock", &holder, &start_time, NULL) == CORRAL_OK && holder) {
+        return corral_fail(err, status, "run %s is already running (process %d)", corral_progress_run_id(path),
+                           (int)holder);
+    }
+    return status;
 }
 
 #define CHECKPOINTS_MAX 1024
@@ -210,13 +217,13 @@ static enum corral_status run(struct run *r, const char *path, bool resume, uint
 
 static void print_json_summary(const char *path)
 {
-    CORRAL_AUTO_FREE char *text = NULL;
-    size_t bytes = 0;
-    if (corral_file_read("status.json", 1u << 24, &text, &bytes, NULL) == CORRAL_OK) {
-        printf("%s\n", text);
-    } else {
-        printf("{\"path\": \"%s\"}\n", path);
+    json_t *root = NULL;
+    if (corral_json_read_file(&root, "status.json", NULL) != CORRAL_OK) {
+        root = json_object();
     }
+    json_object_set_new(root, "path", json_string(path));
+    (void)corral_json_print(stdout, root, NULL); /* cli_flush() sees to what fails here */
+    json_decref(root);
 }
 
 static int run_here(const char *path, const struct corral_launch_file *launch, bool resume,
@@ -233,6 +240,7 @@ static int run_here(const char *path, const struct corral_launch_file *launch, b
     r->ready_fd = ready_fd;
     r->progress.quiet = options->quiet;
     r->progress.terminal = isatty(2) && !getenv("NO_COLOR");
+    corral_progress_shown_path(path, r->progress.shown_path);
     enum corral_status status = take_folder(r, path, &err);
     if (status == CORRAL_OK) {
         status = run(r, path, resume, started_ns, &err);
@@ -243,13 +251,16 @@ static int run_here(const char *path, const struct corral_launch_file *launch, b
         code = corral_cli_fail(&err);
         if (r->status.elapsed_ns) {
             code = CORRAL_EXIT_FAILED;
-            fprintf(stderr, "see %s/logs; go on with `rlctl resume %s`\n", path,
+            fprintf(stderr, "see %s/logs; go on with `rlctl resume %s`\n", r->progress.shown_path,
                     corral_progress_run_id(path));
         }
     } else if (options->json) {
         print_json_summary(path);
     } else {
         corral_progress_summary(&r->progress, &r->status);
+    }
+    if (code == CORRAL_EXIT_DONE) {
+        code = cli_flush();
     }
     corral_journal_close(r->journal);
     corral_plan_destroy(r->plan);
@@ -295,8 +306,14 @@ static int run_detached(const char *path, const struct corral_launch_file *launc
         int code;
         return waitpid(pid, &code, 0) == pid && WIFEXITED(code) ? WEXITSTATUS(code) : CORRAL_EXIT_FAILED;
     }
-    printf("%s\n", corral_progress_run_id(path));
-    return CORRAL_EXIT_DONE;
+    if (options->json) {
+        json_t *root = json_pack("{s:s, s:s}", "run", corral_progress_run_id(path), "path", path);
+        (void)corral_json_print(stdout, root, NULL);
+        json_decref(root);
+    } else {
+        printf("%s\n", corral_progress_run_id(path));
+    }
+    return cli_flush();
 }
 
 int corral_run_job(const char *path, const struct corral_launch_file *launch, bool resume,
@@ -304,6 +321,8 @@ int corral_run_job(const char *path, const struct corral_launch_file *launch, bo
 {
     /* The built-in learner runs one thread per worker; OpenBLAS must not start its own. Workers inherit it. */
     (void)setenv("OPENBLAS_NUM_THREADS", "1", 0);
+    /* A reader that goes away (`rlctl launch JOB | head`) must not take the run along. */
+    (void)signal(SIGPIPE, SIG_IGN);
     if (options->detach) {
         return run_detached(path, launch, resume, started_ns, options);
     }

@@ -30,7 +30,7 @@ rl status_json status "$RUN" --json
 matches "status --json of a running run" "$(tr -d '\n' <"$T/status_json.out")" '"running": true'
 rl stop stop "$RUN"
 same "stop: exit code 0" "$rc" 0
-matches "stop: says how it ended" "$(out_of stop)" "ended in .*: stopped, stopped by .rlctl stop"
+matches "stop: says how it ended" "$(out_of stop)" "ended in .*: stopped by .rlctl stop"
 check "stop: nothing but the reader of the log is left when it returns" none_left "$RUN"
 reap again
 same "stop: the run's own exit code is 0" "$rc" 0
