@@ -210,7 +210,8 @@ const char *corral_format_return(double value, char *out, size_t out_bytes)
     if (isnan(value)) {
         snprintf(out, out_bytes, "-");
     } else {
-        snprintf(out, out_bytes, "%.*f", fabs(value) < 9.995 ? 2 : 1, value);
+        /* No "-0.00". */
+        snprintf(out, out_bytes, "%.*f", fabs(value) < 9.995 ? 2 : 1, fabs(value) < 0.005 ? 0.0 : value);
     }
     return out;
 }

@@ -206,6 +206,22 @@ static void counts_are_printed_for_people(void **state)
     }
 }
 
+static void returns_are_printed_with_the_digits_that_matter(void **state)
+{
+    (void)state;
+    static const struct {
+        double value;
+        const char *text;
+    } cases[] = {
+        {475, "475.0"},  {-97.31, "-97.3"}, {0.95, "0.95"}, {-0.762, "-0.76"}, {9.99, "9.99"},
+        {9.996, "10.0"}, {-0.001, "0.00"},  {NAN, "-"},     {INFINITY, "inf"},
+    };
+    for (size_t i = 0; i < CORRAL_COUNT_OF(cases); i++) {
+        char text[32];
+        assert_string_equal(corral_format_return(cases[i].value, text, sizeof text), cases[i].text);
+    }
+}
+
 static void a_small_buffer_is_cut_and_terminated(void **state)
 {
     (void)state;
@@ -295,6 +311,7 @@ int main(void)
         cmocka_unit_test(sizes_are_printed_for_people),
         cmocka_unit_test(durations_are_printed_for_people),
         cmocka_unit_test(counts_are_printed_for_people),
+        cmocka_unit_test(returns_are_printed_with_the_digits_that_matter),
         cmocka_unit_test(a_small_buffer_is_cut_and_terminated),
         cmocka_unit_test(edit_distance_counts_single_edits),
         cmocka_unit_test(edit_distance_is_symmetric_and_bounded),

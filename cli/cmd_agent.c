@@ -51,7 +51,8 @@ int corral_cmd_agent(int argc, char **argv)
         return corral_cli_fail(&err);
     }
     if (access("job.toml", F_OK) != 0) { /* before anything is made in a folder that is no run's */
-        corral_fail(&err, CORRAL_NOT_FOUND, "no job.toml in %s: it is not a run folder, nor a copy of one", dir ? dir : ".");
+        corral_fail(&err, CORRAL_NOT_FOUND, "no job.toml in %s: it is not a run folder, nor a copy of one",
+                    dir ? dir : ".");
         return corral_cli_fail(&err);
     }
     for (int i = 0; i < 2; i++) {

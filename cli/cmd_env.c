@@ -254,13 +254,15 @@ static int bench(const struct request *r)
 
 enum { OPT_ID = 256, OPT_LIBRARY, OPT_ARGS, OPT_TIMEOUT, OPT_ENVS, OPT_SECONDS };
 
+/* Limits print in full: "1048576", not "1.04858e+06". */
 static int read_number(const char *name, const char *text, double low, double high, double *out)
 {
     char *end = NULL;
     errno = 0;
     double value = strtod(text, &end);
     if (end == text || *end != '\0' || errno != 0 || !(value >= low && value <= high)) {
-        return corral_cli_usage("env", "%s needs a number from %g to %g, not `%s`", name, low, high, text);
+        return corral_cli_usage("env", "%s needs a number from %.10g to %.10g, not `%s`", name, low, high,
+                                text);
     }
     *out = value;
     return CORRAL_EXIT_DONE;

@@ -83,46 +83,51 @@ static int parse(int argc, char **argv, struct arguments *a)
 }
 
 /* What the plan allows and this build cannot run yet is refused before anything starts. */
-static enum corral_status check_supported(const struct corral_job *job, struct corral_error *err)
+static enum corral_status check_supported(const char *file, const struct corral_job *job,
+                                          struct corral_error *err)
 {
     if (job->model.kind != CORRAL_MODEL_MLP) {
         return corral_fail(
             err, CORRAL_INVALID,
-            "%s: launching model.kind = \"transformer\" is not supported yet; `rlctl plan` works", job->path);
+            "%s: error: launching model.kind = \"transformer\" is not supported yet; `rlctl plan` works",
+            file);
     }
     for (uint32_t i = 0; i < job->node_count; i++) {
         if (job->node[i].kind == CORRAL_DEVICE_GPU) {
             return corral_fail(err, CORRAL_INVALID,
-                               "%s: launching on GPU devices (node %s) is not supported yet; use "
+                               "%s: error: launching on GPU devices (node %s) is not supported yet; use "
                                "host_devices, or `rlctl plan`",
-                               job->path, job->node[i].name);
+                               file, job->node[i].name);
         }
     }
     for (uint32_t i = 0; i < job->partition_count; i++) {
         if (job->partition[i].role == CORRAL_ROLE_TENANT) {
-            return corral_fail(
-                err, CORRAL_INVALID,
-                "%s: launching tenant partitions (partition.%s) is not supported yet; `rlctl plan` works",
-                job->path, job->partition[i].name);
+            return corral_fail(err, CORRAL_INVALID,
+                               "%s: error: launching tenant partitions (partition.%s) is not supported yet; "
+                               "`rlctl plan` works",
+                               file, job->partition[i].name);
         }
     }
     return CORRAL_OK;
 }
 
 /* An impossible job is refused here, before a folder is made for it. */
-static enum corral_status check_plan(const struct corral_job *job, struct corral_error *err)
+static enum corral_status check_plan(const char *file, const struct corral_job *job, struct corral_error *err)
 {
-    CORRAL_TRY(check_supported(job, err));
+    CORRAL_TRY(check_supported(file, job, err));
     struct corral_vec_spec env;
     enum corral_status status = corral_job_env_spec(job, &env, err);
     if (status != CORRAL_OK) {
-        return corral_error_prefix(err, status, "%s: env", job->path);
+        const char *key = status == CORRAL_INVALID && strcmp(job->env.args, "{}") != 0 ? "args"
+                          : job->env.library[0] != '\0'                                ? "library"
+                                                                                       : "id";
+        return corral_job_error_at(job, "env", key, err);
     }
     struct corral_plan_env plan_env;
     corral_plan_env_of(&env, &plan_env);
     CORRAL_CLEANUP(corral_plan_destroyp) struct corral_plan *plan = NULL;
     status = corral_plan_build(job, NULL, &plan_env, &plan, err);
-    return status == CORRAL_OK ? CORRAL_OK : corral_error_prefix(err, status, "%s: error", job->path);
+    return status == CORRAL_OK ? CORRAL_OK : corral_error_prefix(err, status, "%s: error", file);
 }
 
 /* A folder that cannot take runs is the user's to change; a disk that is full or broken is not a wrong job. */
@@ -143,7 +148,7 @@ static enum corral_status make_run(const struct arguments *a, char path[CORRAL_R
 {
     CORRAL_CLEANUP(corral_job_destroyp) struct corral_job *job = NULL;
     CORRAL_TRY(corral_job_load(a->job, a->sets.text, a->sets.count, &job, err));
-    CORRAL_TRY(check_plan(job, err));
+    CORRAL_TRY(check_plan(a->job, job, err));
     CORRAL_AUTO_FREE char *text = NULL;
     CORRAL_TRY(corral_job_text_of(job, &text, err));
     CORRAL_TRY(make_folder(a, job, path, &launch->run, err));

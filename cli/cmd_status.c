@@ -44,7 +44,8 @@ static void print_work(const json_t *s, bool running)
     }
     corral_format_count((double)corral_view_count(s, "env_steps"), steps, sizeof steps);
     uint64_t checkpoints = corral_view_count(s, "checkpoints");
-    printf("  step       %" PRIu64 "  v%" PRIu64 "  %s environment steps%s  %" PRIu64 " checkpoint%s written\n",
+    printf("  step       %" PRIu64 "  v%" PRIu64 "  %s environment steps%s  %" PRIu64
+           " checkpoint%s written\n",
            corral_view_count(s, "step"), corral_view_count(s, "version"), steps, rate, checkpoints,
            checkpoints == 1 ? "" : "s");
 }

@@ -132,14 +132,15 @@ static void line_text(const struct corral_progress *p, const struct corral_run_s
     char head[80], tail[256];
     snprintf(head, sizeof head, "step %" PRIu64 "  return %s", s->step,
              corral_format_return(s->window_return, mean, sizeof mean));
-    snprintf(tail, sizeof tail, "%s%s  v%" PRIu64 "  stale %.1f%s", eval, rate, s->version, s->staleness_mean, left);
+    snprintf(tail, sizeof tail, "%s%s  v%" PRIu64 "  stale %.1f%s", eval, rate, s->version, s->staleness_mean,
+             left);
     const size_t used = strlen(head) + strlen(tail) + 2, room = columns(p);
     const uint32_t bars = p->terminal && room > used ? (uint32_t)(room - used) : 0;
     if (used > room + 2) { /* "≤" is three bytes of one column */
         tail[0] = '\0';
     }
-    snprintf(out, out_bytes, "%s%s%s%s", head, bars ? " " : "", bars ? spark_text(p, bars, spark, sizeof spark) : "",
-             tail);
+    snprintf(out, out_bytes, "%s%s%s%s", head, bars ? " " : "",
+             bars ? spark_text(p, bars, spark, sizeof spark) : "", tail);
 }
 
 void corral_progress_update(struct corral_progress *p, const struct corral_run_status *s)

@@ -38,9 +38,10 @@ static enum corral_status take_folder(struct run *r, const char *path, struct co
     enum corral_status status = corral_lock_file("lock", &r->lock_fd, err);
     pid_t holder = 0;
     uint64_t start_time;
-    if (status == CORRAL_EXISTS && corral_lock_holder("lock", &holder, &start_time, NULL) == CORRAL_OK && holder) {
-        return corral_fail(err, status, "run %s is already running (process %d)", corral_progress_run_id(path),
-                           (int)holder);
+    if (status == CORRAL_EXISTS && corral_lock_holder("lock", &holder, &start_time, NULL) == CORRAL_OK &&
+        holder) {
+        return corral_fail(err, status, "run %s is already running (process %d)",
+                           corral_progress_run_id(path), (int)holder);
     }
     return status;
 }

@@ -1,128 +1,75 @@
-/* catch/Catch-v0: a ball falls down ten rows, a paddle below moves left, stays or moves right. Catching it gives 1, missing it -1.
- *     gcc -shared -fPIC -O2 -I include docs/guide/example_env.c -o catch.so */
+/* catch/Catch-v0: a ball falls ten rows, a paddle below moves left, stays or moves right. Catching gives 1, missing -1. */
 #include <corral/env.h>
-#include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { WIDTH = 5, HEIGHT = 10 };
-
-struct game {
-    uint64_t seed, episode; /* the stream seed that reset() gave us, and which of its episodes this is */
-    int ball, height, paddle;
-};
-
 struct corral_env {
-    struct corral_env_buffers io; /* the runtime's arrays: we read actions there and write what happens */
-    struct game games[];
+    struct corral_env_buffers io; /* the runtime's arrays: actions to read, everything else to write */
+    struct game { uint64_t seed, episode; int ball, height, paddle; } game[];
 };
 
-static enum corral_env_status describe(const char *args_json, struct corral_env_spec *spec, char *error, size_t error_bytes)
+static enum corral_env_status describe(const char *args, struct corral_env_spec *spec, char *error, size_t error_bytes)
 {
-    (void)args_json, (void)error, (void)error_bytes; /* this game has no arguments */
+    (void)args, (void)error, (void)error_bytes; /* no arguments, so nothing to complain about */
     *spec = (struct corral_env_spec){
-        .size = sizeof *spec, .agents = 1, .autoreset = CORRAL_ENV_AUTORESET_SAME_STEP, .flags = CORRAL_ENV_SNAPSHOTS,
-        .obs_dtype = CORRAL_ENV_F32, .obs_rank = 1, .obs_shape = {3}, .obs_low = 0, .obs_high = 1,
-        .action_kind = CORRAL_ENV_DISCRETE, .components = 1, .choices = {3},
-        .max_episode_steps = HEIGHT, .reward_low = -1, .reward_high = 1, .reward_threshold = 0.95,
-    };
+        .size = sizeof *spec, .agents = 1, .autoreset = CORRAL_ENV_AUTORESET_SAME_STEP, .obs_dtype = CORRAL_ENV_F32, .obs_rank = 1, .obs_shape = {3}, .obs_low = 0, .obs_high = 1,
+        .action_kind = CORRAL_ENV_DISCRETE, .components = 1, .choices = {3}, .max_episode_steps = HEIGHT, .reward_low = -1, .reward_high = 1, .reward_threshold = 0.95};
     return CORRAL_ENV_OK;
 }
+static enum corral_env_status create(const char *args, const struct corral_env_buffers *io, const struct corral_env_host *host, struct corral_env **out, char *error, size_t error_bytes)
+{
+    (void)args, (void)host, (void)error, (void)error_bytes;
+    if (!(*out = calloc(1, sizeof **out + io->envs * sizeof(struct game)))) return CORRAL_ENV_NOMEM;
+    (*out)->io = *io;
+    return CORRAL_ENV_OK;
+}
+static void destroy(struct corral_env *env) { free(env); }
 
 static void show(struct corral_env *env, uint32_t id, void *rows)
 {
-    const struct game *g = &env->games[id];
-    float obs[3] = {g->ball / (float)(WIDTH - 1), g->height / (float)HEIGHT, g->paddle / (float)(WIDTH - 1)};
-    memcpy((char *)rows + id * env->io.obs_stride, obs, sizeof obs);
+    float *obs = (float *)((char *)rows + id * env->io.obs_stride);
+    obs[0] = env->game[id].ball / (float)(WIDTH - 1);
+    obs[1] = env->game[id].height / (float)HEIGHT;
+    obs[2] = env->game[id].paddle / (float)(WIDTH - 1);
 }
-
-static void start_episode(struct corral_env *env, uint32_t id)
+static void begin(struct corral_env *env, uint32_t id)
 {
-    struct game *g = &env->games[id];
-    struct corral_env_rng rng = {corral_env_episode_seed(g->seed, g->episode)}; /* all of this episode's chance comes from here */
+    struct game *g = &env->game[id];
+    struct corral_env_rng rng = {corral_env_episode_seed(g->seed, g->episode)}; /* all chance of this episode */
     g->ball = (int)corral_env_rng_below(&rng, WIDTH);
     g->paddle = (int)corral_env_rng_below(&rng, WIDTH);
     g->height = HEIGHT;
     show(env, id, env->io.obs);
 }
-
 static enum corral_env_status reset(struct corral_env *env, const uint32_t *ids, uint32_t count, const uint64_t *seeds)
 {
     for (uint32_t i = 0; i < count; i++) {
         uint32_t id = ids ? ids[i] : i;
-        env->games[id].seed = seeds[i];
-        env->games[id].episode = 0;
-        env->io.reward[id] = 0;
-        env->io.terminated[id] = env->io.truncated[id] = 0;
-        start_episode(env, id);
+        env->game[id] = (struct game){.seed = seeds[i]};
+        env->io.reward[id] = env->io.terminated[id] = env->io.truncated[id] = 0;
+        begin(env, id);
     }
     return CORRAL_ENV_OK;
 }
-
 static enum corral_env_status step(struct corral_env *env, const uint32_t *ids, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         uint32_t id = ids ? ids[i] : i;
-        struct game *g = &env->games[id];
-        g->paddle += ((const int32_t *)env->io.action)[id] - 1;
-        g->paddle = g->paddle < 0 ? 0 : g->paddle >= WIDTH ? WIDTH - 1 : g->paddle;
+        struct game *g = &env->game[id];
+        int to = g->paddle + ((const int32_t *)env->io.action)[id] - 1;
+        g->paddle = to < 0 ? 0 : to >= WIDTH ? WIDTH - 1 : to;
         int landed = --g->height == 0;
-        env->io.reward[id] = !landed ? 0 : g->ball == g->paddle ? 1 : -1;
-        env->io.terminated[id] = (uint8_t)landed; /* the game is over; it is never cut off */
-        env->io.truncated[id] = 0;
-        if (landed) { /* same-step: show the end in final_obs and the next beginning in obs */
-            show(env, id, env->io.final_obs);
+        env->io.reward[id] = (float)(landed ? (g->ball == g->paddle ? 1 : -1) : 0);
+        env->io.terminated[id] = (uint8_t)landed;
+        env->io.truncated[id] = 0; /* the game is over when the ball is down; it is never cut off */
+        show(env, id, landed ? env->io.final_obs : env->io.obs);
+        if (landed) {
             g->episode++;
-            start_episode(env, id);
-        } else {
-            show(env, id, env->io.obs);
+            begin(env, id); /* same-step: obs already shows the next episode */
         }
     }
     return CORRAL_ENV_OK;
 }
-
-static enum corral_env_status create(const char *args_json, const struct corral_env_buffers *io, const struct corral_env_host *host, struct corral_env **out, char *error,
-                                     size_t error_bytes)
-{
-    (void)args_json, (void)host, (void)error, (void)error_bytes;
-    struct corral_env *env = calloc(1, sizeof *env + io->envs * sizeof env->games[0]);
-    if (env == NULL) {
-        return CORRAL_ENV_NOMEM;
-    }
-    env->io = *io;
-    *out = env;
-    return CORRAL_ENV_OK;
-}
-
-static void destroy(struct corral_env *env)
-{
-    free(env);
-}
-
-static enum corral_env_status snapshot(struct corral_env *env, uint32_t id, void *buffer, size_t *bytes)
-{
-    size_t room = *bytes;
-    *bytes = sizeof env->games[id];
-    if (room < *bytes) {
-        return CORRAL_ENV_TOO_SMALL;
-    }
-    memcpy(buffer, &env->games[id], *bytes);
-    return CORRAL_ENV_OK;
-}
-
-static enum corral_env_status restore(struct corral_env *env, uint32_t id, const void *buffer, size_t bytes)
-{
-    if (bytes != sizeof env->games[id]) {
-        return CORRAL_ENV_INVALID;
-    }
-    memcpy(&env->games[id], buffer, bytes);
-    show(env, id, env->io.obs);
-    return CORRAL_ENV_OK;
-}
-
-static const struct corral_env_ops catch_ops = {
-    .size = sizeof catch_ops, .id = "catch/Catch-v0", .summary = "move the paddle under the falling ball",
-    .describe = describe, .create = create, .destroy = destroy, .reset = reset, .step = step, .snapshot = snapshot, .restore = restore,
-};
-static const struct corral_env_ops *const list[] = {&catch_ops};
+static const struct corral_env_ops ops = {sizeof ops, "catch/Catch-v0", "move the paddle under the falling ball", describe, create, destroy, reset, step, NULL, NULL};
+static const struct corral_env_ops *const list[] = {&ops};
 CORRAL_ENV_PLUGIN(list);

@@ -221,6 +221,9 @@ struct corral_job_text {
 /* The same from memory; looks at nothing outside. */
 enum corral_status corral_job_load_text(const struct corral_job_text *source, struct corral_job **out,
                                         struct corral_error *err);
+/* What only trying could show, such as an environment that is not there: puts the place of the key before *err, as errors of the file have it. */
+enum corral_status corral_job_error_at(const struct corral_job *job, const char *section, const char *key,
+                                       struct corral_error *err);
 void corral_job_destroy(struct corral_job *job);
 CORRAL_DEFINE_CLEANUP(struct corral_job, corral_job_destroy)
 

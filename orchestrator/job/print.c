@@ -346,7 +346,7 @@ static void reference_range(FILE *to, const struct corral_option *o)
         }
         return;
     }
-    if (o->min == 0 && o->max == 0) {
+    if ((o->min == 0 && o->max == 0) || o->min <= -1e300) {
         return;
     }
     if (o->max >= 9.2e18) {

@@ -29,6 +29,12 @@ const struct origin *job_origin(const struct corral_job *job, const char *sectio
     return &job->origins->option[corral_option_find(section, name) - corral_options];
 }
 
+enum corral_status corral_job_error_at(const struct corral_job *job, const char *section, const char *key,
+                                       struct corral_error *err)
+{
+    return job_error(job, job_origin(job, section, key), err, "%s", err->text);
+}
+
 bool job_name_valid(const char *name)
 {
     size_t length = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-");

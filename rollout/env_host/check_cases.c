@@ -54,8 +54,8 @@ void check_arguments(struct check *c)
         }
         refused += status != CORRAL_ENV_OK;
     }
-    check_pass(c, "%u of %zu malformed texts refused with a reason, none crashed", refused,
-               sizeof bad / sizeof bad[0]);
+    check_pass(c, "%zu malformed texts: %u refused with a reason, none crashed", sizeof bad / sizeof bad[0],
+               refused);
 }
 
 void check_create(struct check *c)

@@ -10,7 +10,7 @@ check "nothing of it is left once launch has returned" none_left
 RUN=$(run_of runs)
 matches "summary: outcome" "$(out_of launch)" "^done +after .*$((STEPS * CARTPOLE_BATCH)) environment steps"
 matches "summary: memory" "$(out_of launch)" "0 violations of the memory fence"
-matches "summary: where it is" "$(out_of launch)" "$RUN"
+matches "summary: where it is" "$(out_of launch)" "run +runs/${RUN##*/}"
 ID=${RUN##*-}
 
 check "metrics.jsonl: one JSON object per line" json_valid "$RUN/metrics.jsonl" lines
