@@ -165,7 +165,9 @@ static void on_signal(void *ctx, int signo)
     c->interrupts++;
     if (c->interrupts == 1) {
         corral_run_finish(c, CORRAL_OUTCOME_STOPPED, true, "%s",
-                          signo == SIGINT ? "interrupted" : "stopped by `rlctl stop`");
+                          signo == SIGINT   ? "interrupted (Ctrl-C)"
+                          : signo == SIGHUP ? "the terminal hung up"
+                                            : "stopped by `rlctl stop` (SIGTERM)");
     } else {
         corral_nodes_kill(c);
         corral_loop_stop(c->loop);

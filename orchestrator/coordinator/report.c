@@ -128,7 +128,7 @@ static json_t *status_json(const struct corral_coordinator *c)
 void corral_report_status(struct corral_coordinator *c)
 {
     json_t *root = status_json(c);
-    CORRAL_AUTO_FREE char *text = json_dumps(root, JSON_INDENT(1));
+    CORRAL_AUTO_FREE char *text = json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(10));
     json_decref(root);
     struct corral_error err;
     if (text && corral_file_write_atomic("status.json", text, strlen(text), 0644, false, &err) != CORRAL_OK &&

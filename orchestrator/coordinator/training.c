@@ -1,5 +1,6 @@
 #include "base/log.h"
 #include "base/rng.h"
+#include "base/text.h"
 #include "orchestrator/coordinator/internal.h"
 #include <inttypes.h>
 #include <math.h>
@@ -74,7 +75,10 @@ static void learned(struct corral_coordinator *c, const char *what, double value
         return;
     }
     c->status.learned_ns = elapsed(c);
-    corral_run_finish(c, CORRAL_OUTCOME_LEARNED, true, "%s %.1f reached %.1f", what, value, target);
+    char reached[32], wanted[32];
+    corral_run_finish(c, CORRAL_OUTCOME_LEARNED, true, "%s %s reached %s", what,
+                      corral_format_return(value, reached, sizeof reached),
+                      corral_format_return(target, wanted, sizeof wanted));
 }
 
 static void check_limits(struct corral_coordinator *c)

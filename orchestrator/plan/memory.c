@@ -1,4 +1,6 @@
 #include "orchestrator/plan/memory.h"
+#include "rollout/worker/fragment_builder.h"
+#include "trainer-bridge/learners/ppo.h"
 #include "worker/fragment_share.h"
 #include <string.h>
 
@@ -203,14 +205,78 @@ static uint64_t transition_bytes(const struct corral_policy_spec *spec)
     return 4 * (uint64_t)spec->obs_dim + 4 * (uint64_t)spec->action.components + mask + 4 + 4 + 3;
 }
 
-/* Floats that one row leaves in both towers: each hidden layer's output, and the heads. */
-static uint64_t row_activations(const struct corral_policy_spec *spec)
+/* What a part of a worker takes is asked of the part itself: it is made once with an allocator that counts. Untouched zeroed memory costs nothing. */
+struct counter {
+    uint64_t bytes;
+};
+
+static enum corral_status count_alloc(void *ctx, size_t bytes, const char *what, void **out,
+                                      struct corral_error *err)
 {
-    uint64_t floats = spec->obs_dim + corral_action_logits(&spec->action) + 1;
-    for (uint32_t i = 0; i < spec->layers; i++) {
-        floats += 2 * (uint64_t)spec->hidden[i];
-    }
-    return floats;
+    ((struct counter *)ctx)->bytes += (bytes + 4095) / 4096 * 4096;
+    return corral_alloc(&corral_allocator_heap, bytes, what, out, err);
+}
+
+static void count_release(void *ctx, void *memory, size_t bytes)
+{
+    (void)ctx;
+    corral_release(&corral_allocator_heap, memory, bytes);
+}
+
+static enum corral_status workspace_bytes(const struct corral_policy_layout *layout, uint64_t rows,
+                                          uint64_t *out, struct corral_error *err)
+{
+    struct counter c = {0};
+    const struct corral_allocator counting = {count_alloc, count_release, &c};
+    struct corral_policy_workspace *ws = NULL;
+    CORRAL_TRY(corral_policy_workspace_create(&ws, layout, (uint32_t)CORRAL_MIN(rows, (uint64_t)UINT32_MAX),
+                                              false, &counting, err));
+    corral_policy_workspace_destroy(ws);
+    *out = c.bytes;
+    return CORRAL_OK;
+}
+
+static enum corral_status builder_bytes(const struct corral_job *job, const struct corral_policy_spec *spec,
+                                        uint64_t rows, uint32_t agents, uint64_t *out,
+                                        struct corral_error *err)
+{
+    struct counter c = {0};
+    const struct corral_allocator counting = {count_alloc, count_release, &c};
+    const bool continuous = spec->action.kind == CORRAL_ACTION_CONTINUOUS;
+    const struct corral_vec_view view = {.envs = job->env.instances,
+                                         .agents = agents,
+                                         .rows = (uint32_t)rows,
+                                         .obs_dim = spec->obs_dim,
+                                         .action_components = spec->action.components,
+                                         .mask_bytes = continuous ? 0 : corral_action_logits(&spec->action)};
+    struct corral_fragment_builder builder;
+    CORRAL_TRY(
+        corral_fragment_builder_open(&builder, &view, continuous, job->rollout.fragment, &counting, err));
+    corral_fragment_builder_close(&builder);
+    *out = c.bytes;
+    return CORRAL_OK;
+}
+
+static enum corral_status learner_bytes(const struct corral_job *job,
+                                        const struct corral_policy_layout *layout, uint64_t batch,
+                                        uint64_t *out, struct corral_error *err)
+{
+    struct counter c = {0};
+    const struct corral_allocator counting = {count_alloc, count_release, &c};
+    struct corral_ppo_config config;
+    struct corral_ppo *ppo = NULL;
+    corral_job_ppo_config(job, &config);
+    CORRAL_TRY(corral_ppo_create(&ppo, layout, &config, (uint32_t)CORRAL_MIN(batch, (uint64_t)UINT32_MAX / 2),
+                                 NULL, &counting, err));
+    *out = c.bytes + 2 * corral_ppo_state_bytes(ppo);
+    corral_ppo_destroy(ppo);
+    return CORRAL_OK;
+}
+
+/* A vector's row buffers, and as much again for what the plug-in keeps. */
+static uint64_t environment_bytes(const struct corral_policy_spec *spec, uint64_t rows)
+{
+    return 2 * rows * (2 * transition_bytes(spec) + 4 * (uint64_t)spec->obs_dim) + 4 * 4096;
 }
 
 /* What a rollout worker's lease lets it keep: rollout/worker/rollout_worker.h. */
@@ -218,7 +284,9 @@ static uint64_t leased_fragments(const struct corral_job *job, uint64_t rows)
 {
     const uint32_t workers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_ROLLOUT));
     const uint32_t trainers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_TRAIN));
-    return (uint64_t)corral_fragment_per_step(workers, trainers, job->algorithm.batch, rows * job->rollout.fragment) * (1 + (uint64_t)job->staleness.max_versions);
+    return (uint64_t)corral_fragment_per_step(workers, trainers, job->algorithm.batch,
+                                              rows * job->rollout.fragment) *
+           (1 + (uint64_t)job->staleness.max_versions);
 }
 
 enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const struct corral_job_partition *p,
@@ -234,33 +302,41 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
     const uint64_t weights = 4 * layout.floats, trainable = 4 * layout.trainable_floats;
     const uint64_t rows = (uint64_t)job->env.instances * env->agents;
     char what[64];
+    uint64_t bytes;
     if (p->role == CORRAL_ROLE_TRAIN) {
         const uint64_t trainers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_TRAIN));
         const uint64_t batch = share(corral_job_batch(job, env->agents), trainers);
-        const uint64_t minibatch = share(job->algorithm.minibatch, trainers);
+        CORRAL_TRY(learner_bytes(job, &layout, batch, &bytes, err));
         item(&m, processes * weights, "weights");
         item(&m, processes * trainable, "gradients");
         item(&m, processes * 2 * trainable, "adam m and v");
-        item(&m, processes * minibatch * row_activations(&spec) * 4, "activations of a minibatch");
-        snprintf(what, sizeof what, "batch, %llu transitions", (unsigned long long)batch);
-        item(&m, processes * batch * transition_bytes(&spec), what);
+        snprintf(what, sizeof what, "batch of %llu, activations, two committed states",
+                 (unsigned long long)batch);
+        item(&m, processes * (bytes - CORRAL_MIN(bytes, weights + 3 * trainable)), what);
         item(&m, processes * job->stream.buffer, "trajectory buffer");
-        item(&m, processes * 2 * (weights + 2 * trainable), "two committed states");
         item(&m, processes * 4 * weights, "versions on their way");
     } else if (p->role == CORRAL_ROLE_ROLLOUT) {
-        const uint64_t fragment = rows * job->rollout.fragment * transition_bytes(&spec);
+        const uint64_t leased = leased_fragments(job, rows);
+        const uint64_t fragment = rows * job->rollout.fragment * transition_bytes(&spec) +
+                                  job->rollout.fragment * 8 + rows * 4 * spec.obs_dim +
+                                  CORRAL_FRAGMENT_HEADER_BYTES;
+        CORRAL_TRY(workspace_bytes(&layout, rows, &bytes, err));
         item(&m, processes * 2 * weights, "weights, two versions");
-        item(&m, processes * rows * row_activations(&spec) * 4, "activations");
+        item(&m, processes * bytes, "activations");
+        item(&m, processes * environment_bytes(&spec, rows), "environments");
+        CORRAL_TRY(builder_bytes(job, &spec, rows, env->agents, &bytes, err));
         snprintf(what, sizeof what, "fragment in the making, %llu rows", (unsigned long long)rows);
-        item(&m, processes * 2 * fragment, what); /* twice: every step might end an episode and keep its last observation */
-        snprintf(what, sizeof what, "%llu fragments not yet trained on", (unsigned long long)leased_fragments(job, rows));
-        item(&m, processes * leased_fragments(job, rows) * fragment, what);
+        item(&m, processes * bytes, what);
+        snprintf(what, sizeof what, "%llu fragments not yet trained on", (unsigned long long)leased);
+        item(&m, processes * (leased * fragment * 3 / 2 + 16384),
+             what); /* half more: final observations, finished episodes, rounding */
     } else {
         const uint64_t eval_rows = CORRAL_MIN((uint64_t)job->eval.episodes, UINT64_C(1024)) * env->agents;
+        CORRAL_TRY(workspace_bytes(&layout, eval_rows, &bytes, err));
         item(&m, processes * 2 * weights, "weights, two versions");
-        item(&m, processes * eval_rows * row_activations(&spec) * 4, "activations");
+        item(&m, processes * bytes, "activations");
         snprintf(what, sizeof what, "environments, %llu rows", (unsigned long long)eval_rows);
-        item(&m, processes * eval_rows * 2 * transition_bytes(&spec), what);
+        item(&m, processes * environment_bytes(&spec, eval_rows), what);
     }
     CORRAL_TRY(checked(job, &m, err));
     *params = layout.parameters;

@@ -239,7 +239,7 @@ static void refuses_an_mlp_whose_ceiling_cannot_hold_it(void **state)
         .agents = 1,
         .action = {.kind = CORRAL_ACTION_DISCRETE, .components = 1, .choices = {2}}};
     refuse(small, SETS("stream.buffer=61MiB"), NULL, &env,
-           "partition.trainer: its workers need 61.2 MiB on each device; the ceiling is 60 MiB. What fits: a "
+           "partition.trainer: its workers need 61.3 MiB on each device; the ceiling is 60 MiB. What fits: a "
            "ceiling of "
            "at least 62MiB");
 }
