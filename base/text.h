@@ -15,9 +15,11 @@ enum corral_status corral_parse_duration(const char *text, uint64_t *out_ns, str
 const char *corral_format_bytes(uint64_t bytes, char *out, size_t out_bytes);
 /* "64MiB": like the above, without the space and always exact, so that it parses back to the same number. */
 const char *corral_format_bytes_exact(uint64_t bytes, char *out, size_t out_bytes);
-const char *corral_format_duration(uint64_t ns, char *out, size_t out_bytes); /* "1.24 s", "3.1 ms", "2m05s" */
-const char *corral_format_duration_exact(uint64_t ns, char *out, size_t out_bytes); /* "250ms", "30s" : parses back */
-const char *corral_format_count(double value, char *out, size_t out_bytes);   /* "118k", "1.2M", "57" */
+const char *corral_format_duration(uint64_t ns, char *out,
+                                   size_t out_bytes); /* "1.24 s", "3.1 ms", "2m05s" */
+const char *corral_format_duration_exact(uint64_t ns, char *out,
+                                         size_t out_bytes);                 /* "250ms", "30s" : parses back */
+const char *corral_format_count(double value, char *out, size_t out_bytes); /* "118k", "1.2M", "57" */
 /* A return: "475.0", "-97.3", and "0.95" below ten, where a tenth says little. "-" for NaN. */
 const char *corral_format_return(double value, char *out, size_t out_bytes);
 

@@ -12,9 +12,9 @@ struct corral_progress {
     const char *run_path;
     char shown_path[CORRAL_RUN_PATH_MAX]; /* run_path as the user would write it where rlctl was started */
     bool terminal, quiet;
-    bool line_open;        /* the terminal's cursor is behind a progress line */
-    uint64_t printed_ns;   /* piped: time of the last line */
-    float spark[24];       /* returns for the sparkline, oldest first */
+    bool line_open;      /* the terminal's cursor is behind a progress line */
+    uint64_t printed_ns; /* piped: time of the last line */
+    float spark[24];     /* returns for the sparkline, oldest first */
     uint32_t spark_count;
     uint64_t spark_step;
     uint32_t restarts_told;

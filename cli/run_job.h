@@ -13,6 +13,7 @@ struct corral_run_options {
 };
 
 /* Run (or go on with) the run in `path`. Changes the current directory. Returns an exit code. */
-int corral_run_job(const char *path, const struct corral_launch_file *launch, bool resume, uint64_t started_ns, const struct corral_run_options *options);
+int corral_run_job(const char *path, const struct corral_launch_file *launch, bool resume,
+                   uint64_t started_ns, const struct corral_run_options *options);
 
 #endif

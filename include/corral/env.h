@@ -68,13 +68,18 @@ enum corral_env_action_kind {
     CORRAL_ENV_MULTI_DISCRETE = 2, /* `components` int32, each in [0, choices[i]) */
     CORRAL_ENV_CONTINUOUS = 3      /* `components` float32; the runtime clips them to [low[i], high[i]] */
 };
-enum corral_env_autoreset { CORRAL_ENV_AUTORESET_SAME_STEP = 1, CORRAL_ENV_AUTORESET_NEXT_STEP = 2, CORRAL_ENV_AUTORESET_OFF = 3 };
+enum corral_env_autoreset {
+    CORRAL_ENV_AUTORESET_SAME_STEP = 1,
+    CORRAL_ENV_AUTORESET_NEXT_STEP = 2,
+    CORRAL_ENV_AUTORESET_OFF = 3
+};
 
 /* Flags. */
-#define CORRAL_ENV_MASKS (1u << 0)         /* writes `mask` (discrete kinds only) */
-#define CORRAL_ENV_TURNS (1u << 1)         /* writes `active`: not every row decides in every step */
-#define CORRAL_ENV_SNAPSHOTS (1u << 2)     /* has snapshot() and restore() */
-#define CORRAL_ENV_NONDETERMINISTIC (1u << 3) /* equal seeds and actions may differ (a live service); skips the determinism checks */
+#define CORRAL_ENV_MASKS (1u << 0)     /* writes `mask` (discrete kinds only) */
+#define CORRAL_ENV_TURNS (1u << 1)     /* writes `active`: not every row decides in every step */
+#define CORRAL_ENV_SNAPSHOTS (1u << 2) /* has snapshot() and restore() */
+#define CORRAL_ENV_NONDETERMINISTIC \
+    (1u << 3) /* equal seeds and actions may differ (a live service); skips the determinism checks */
 
 struct corral_env_spec {
     uint32_t size;
@@ -91,7 +96,7 @@ struct corral_env_spec {
     uint32_t components;
     uint32_t choices[CORRAL_ENV_COMPONENTS_MAX];
     float low[CORRAL_ENV_COMPONENTS_MAX], high[CORRAL_ENV_COMPONENTS_MAX];
-    uint32_t max_episode_steps; /* the environment truncates itself after so many steps; 0: no limit */
+    uint32_t max_episode_steps;     /* the environment truncates itself after so many steps; 0: no limit */
     double reward_low, reward_high; /* of one step and row */
     double reward_threshold;        /* mean return that counts as solved; NaN: none */
 };
@@ -113,18 +118,19 @@ struct corral_env_host {
 struct corral_env_buffers {
     uint32_t size;
     uint32_t envs, agents, reserved;
-    void *obs;              /* [rows] of obs_stride bytes: what each row sees now */
+    void *obs; /* [rows] of obs_stride bytes: what each row sees now */
     size_t obs_stride;
-    const void *action;     /* [rows] of action_stride bytes: int32 or float32 per component */
+    const void *action; /* [rows] of action_stride bytes: int32 or float32 per component */
     size_t action_stride;
-    float *reward;          /* [rows] of this step */
-    uint8_t *terminated;    /* [rows] 0 or 1, written every step */
-    uint8_t *truncated;     /* [rows] 0 or 1, written every step */
-    uint8_t *active;        /* [rows] starts as all 1; written by CORRAL_ENV_TURNS environments */
-    uint8_t *mask;          /* [rows] of mask_stride bytes, sum(choices) used; NULL without CORRAL_ENV_MASKS */
+    float *reward;       /* [rows] of this step */
+    uint8_t *terminated; /* [rows] 0 or 1, written every step */
+    uint8_t *truncated;  /* [rows] 0 or 1, written every step */
+    uint8_t *active;     /* [rows] starts as all 1; written by CORRAL_ENV_TURNS environments */
+    uint8_t *mask;       /* [rows] of mask_stride bytes, sum(choices) used; NULL without CORRAL_ENV_MASKS */
     size_t mask_stride;
-    void *final_obs;        /* [rows] of obs_stride bytes; SAME_STEP: written where a row is terminated or truncated */
-    int32_t *status;        /* [envs] enum corral_env_status; starts as 0 */
+    void *
+        final_obs; /* [rows] of obs_stride bytes; SAME_STEP: written where a row is terminated or truncated */
+    int32_t *status; /* [envs] enum corral_env_status; starts as 0 */
 };
 
 /* ---- what one environment offers ---- */
@@ -136,12 +142,16 @@ struct corral_env_ops {
     const char *id;      /* "CartPole-v1" or "space/Name-v0"; unique in a plug-in */
     const char *summary; /* one line for `rlctl env list` */
     /* Fill *spec (its size is set) for these arguments: a JSON object as text, "{}" when the job gives none. On failure write one line to `error`. */
-    enum corral_env_status (*describe)(const char *args_json, struct corral_env_spec *spec, char *error, size_t error_bytes);
+    enum corral_env_status (*describe)(const char *args_json, struct corral_env_spec *spec, char *error,
+                                       size_t error_bytes);
     /* Make a batch bound to *buffers (copied; the arrays outlive the batch). */
-    enum corral_env_status (*create)(const char *args_json, const struct corral_env_buffers *buffers, const struct corral_env_host *host, struct corral_env **out, char *error, size_t error_bytes);
+    enum corral_env_status (*create)(const char *args_json, const struct corral_env_buffers *buffers,
+                                     const struct corral_env_host *host, struct corral_env **out, char *error,
+                                     size_t error_bytes);
     void (*destroy)(struct corral_env *env); /* NULL is fine */
     /* Start episode 0 of a new stream in environments ids[0..count) (ids NULL: all, count = envs), seeds[i] for ids[i]. Writes obs (and mask, active), clears the rows' reward and flags. */
-    enum corral_env_status (*reset)(struct corral_env *env, const uint32_t *ids, uint32_t count, const uint64_t *seeds);
+    enum corral_env_status (*reset)(struct corral_env *env, const uint32_t *ids, uint32_t count,
+                                    const uint64_t *seeds);
     /* Advance environments ids[0..count) (ids NULL: all) by one step. Hot path: no allocation, no system call. */
     enum corral_env_status (*step)(struct corral_env *env, const uint32_t *ids, uint32_t count);
     /* Optional. The complete state of one environment, its stream seed and episode number included. In: *bytes is the room in buffer; out: bytes used or needed. */
@@ -170,10 +180,11 @@ struct corral_env_plugin {
 #endif
 
 /* Put this once into a plug-in, with an array of pointers to its ops. */
-#define CORRAL_ENV_PLUGIN(list)                                                                                        \
-    CORRAL_ENV_LINKAGE CORRAL_ENV_EXPORT extern const struct corral_env_plugin corral_env_plugin_v1;                   \
-    const struct corral_env_plugin corral_env_plugin_v1 = {sizeof(struct corral_env_plugin), CORRAL_ENV_ABI,           \
-                                                           (uint32_t)(sizeof(list) / sizeof((list)[0])), 0, (list)}
+#define CORRAL_ENV_PLUGIN(list)                                                                              \
+    CORRAL_ENV_LINKAGE CORRAL_ENV_EXPORT extern const struct corral_env_plugin corral_env_plugin_v1;         \
+    const struct corral_env_plugin corral_env_plugin_v1 = {sizeof(struct corral_env_plugin), CORRAL_ENV_ABI, \
+                                                           (uint32_t)(sizeof(list) / sizeof((list)[0])), 0,  \
+                                                           (list)}
 
 /* ---- randomness: splitmix64 (Steele, Lea & Flood 2014), enough for resets and stochastic dynamics ---- */
 

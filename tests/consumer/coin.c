@@ -15,7 +15,8 @@ struct corral_env {
     struct coin *coin;
 };
 
-static enum corral_env_status describe(const char *args, struct corral_env_spec *spec, char *error, size_t error_bytes)
+static enum corral_env_status describe(const char *args, struct corral_env_spec *spec, char *error,
+                                       size_t error_bytes)
 {
     (void)args, (void)error, (void)error_bytes;
     spec->agents = 1;
@@ -43,8 +44,9 @@ static void destroy(struct corral_env *env)
     free(env);
 }
 
-static enum corral_env_status create(const char *args, const struct corral_env_buffers *buffers, const struct corral_env_host *host,
-                                     struct corral_env **out, char *error, size_t error_bytes)
+static enum corral_env_status create(const char *args, const struct corral_env_buffers *buffers,
+                                     const struct corral_env_host *host, struct corral_env **out, char *error,
+                                     size_t error_bytes)
 {
     (void)args, (void)host, (void)error, (void)error_bytes;
     struct corral_env *env = calloc(1, sizeof *env);
@@ -73,7 +75,8 @@ static void begin(struct corral_env *env, uint32_t id)
     *obs_of(env->b.obs, env, id) = (float)corral_env_rng_below(&c->rng, 2);
 }
 
-static enum corral_env_status reset(struct corral_env *env, const uint32_t *ids, uint32_t count, const uint64_t *seeds)
+static enum corral_env_status reset(struct corral_env *env, const uint32_t *ids, uint32_t count,
+                                    const uint64_t *seeds)
 {
     for (uint32_t i = 0; i < count; i++) {
         uint32_t id = ids ? ids[i] : i;
@@ -92,7 +95,8 @@ static enum corral_env_status step(struct corral_env *env, const uint32_t *ids, 
         uint32_t id = ids ? ids[i] : i;
         struct coin *c = &env->coin[id];
         float *obs = obs_of(env->b.obs, env, id);
-        int32_t guess = *(const int32_t *)(const void *)((const char *)env->b.action + id * env->b.action_stride);
+        int32_t guess =
+            *(const int32_t *)(const void *)((const char *)env->b.action + id * env->b.action_stride);
         env->b.reward[id] = guess == (int32_t)*obs ? 1 : 0;
         env->b.terminated[id] = 0;
         env->b.truncated[id] = ++c->guesses == GUESSES;

@@ -50,11 +50,13 @@ int main(int argc, char **argv)
     if (argc < 2) {
         return 2;
     }
-    if (corral_make(&envs, "NoSuchGame-v0", 1, NULL, &err) != CORRAL_NOT_FOUND || strstr(err.text, "NoSuchGame-v0") == NULL) {
+    if (corral_make(&envs, "NoSuchGame-v0", 1, NULL, &err) != CORRAL_NOT_FOUND ||
+        strstr(err.text, "NoSuchGame-v0") == NULL) {
         fprintf(stderr, "an environment that nobody offers was not refused by name\n");
         return 1;
     }
-    struct corral_make_options options = {.size = sizeof options, .seed = 7, .library = argc > 2 ? argv[2] : NULL};
+    struct corral_make_options options = {
+        .size = sizeof options, .seed = 7, .library = argc > 2 ? argv[2] : NULL};
     double here, child;
     uint64_t episodes, episodes_child;
     if (run(argv[1], &options, &here, &episodes) != 0) {
@@ -65,10 +67,11 @@ int main(int argc, char **argv)
         return 1;
     }
     if (here != child || episodes != episodes_child || episodes == 0) {
-        fprintf(stderr, "in process %g over %llu episodes, in a child %g over %llu\n", here, (unsigned long long)episodes, child,
-                (unsigned long long)episodes_child);
+        fprintf(stderr, "in process %g over %llu episodes, in a child %g over %llu\n", here,
+                (unsigned long long)episodes, child, (unsigned long long)episodes_child);
         return 1;
     }
-    printf("%s: %d environments, %d steps, %llu episodes\n", argv[1], ENVS, STEPS, (unsigned long long)episodes);
+    printf("%s: %d environments, %d steps, %llu episodes\n", argv[1], ENVS, STEPS,
+           (unsigned long long)episodes);
     return 0;
 }
