@@ -3,6 +3,7 @@
 #include "trainer-bridge/learners/ppo.h"
 #include "worker/fragment_share.h"
 #include <string.h>
+#include <sys/mman.h>
 
 static uint64_t dtype_bytes(enum corral_dtype_option dtype)
 {
@@ -205,22 +206,38 @@ static uint64_t transition_bytes(const struct corral_policy_spec *spec)
     return 4 * (uint64_t)spec->obs_dim + 4 * (uint64_t)spec->action.components + mask + 4 + 4 + 3;
 }
 
-/* What a part of a worker takes is asked of the part itself: it is made once with an allocator that counts. Untouched zeroed memory costs nothing. */
+/* What a part of a worker takes is asked of the part itself: it is made once with an allocator that counts. The memory is mapped and never touched, so that planning a job too large
+ * for this machine costs nothing. */
 struct counter {
     uint64_t bytes;
 };
 
+static size_t whole_pages(size_t bytes)
+{
+    return (CORRAL_MAX(bytes, (size_t)1) + 4095) / 4096 * 4096;
+}
+
 static enum corral_status count_alloc(void *ctx, size_t bytes, const char *what, void **out,
                                       struct corral_error *err)
 {
-    ((struct counter *)ctx)->bytes += (bytes + 4095) / 4096 * 4096;
-    return corral_alloc(&corral_allocator_heap, bytes, what, out, err);
+    void *p = bytes > SIZE_MAX - 4096 ? MAP_FAILED
+                                      : mmap(NULL, whole_pages(bytes), PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        return corral_fail(err, CORRAL_INVALID, "%s would take %zu bytes, more than can be addressed", what,
+                           bytes);
+    }
+    ((struct counter *)ctx)->bytes += whole_pages(bytes);
+    *out = p;
+    return CORRAL_OK;
 }
 
 static void count_release(void *ctx, void *memory, size_t bytes)
 {
     (void)ctx;
-    corral_release(&corral_allocator_heap, memory, bytes);
+    if (memory != NULL) {
+        (void)munmap(memory, whole_pages(bytes));
+    }
 }
 
 static enum corral_status workspace_bytes(const struct corral_policy_layout *layout, uint64_t rows,
