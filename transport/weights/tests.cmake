@@ -5,3 +5,4 @@ corral_test(weights_lane_tcp_test SOURCES weights/lane_tcp_test.c DEPS corral_tr
 corral_test(weights_receiver_test SOURCES weights/receiver_test.c DEPS corral_transport)
 corral_test(weights_publisher_test SOURCES weights/publisher_test.c DEPS corral_transport)
 corral_test(weights_catch_up_test SOURCES weights/catch_up_test.c DEPS corral_transport)
+corral_test(weights_reshard_test SOURCES weights/reshard/plan_test.c DEPS corral_transport)
