@@ -15,7 +15,8 @@ static inline int corral_digest_equal(struct corral_digest a, struct corral_dige
     return a.lo == b.lo && a.hi == b.hi;
 }
 #define CORRAL_DIGEST_TEXT 33
-void corral_digest_format(struct corral_digest d, char out[CORRAL_DIGEST_TEXT]); /* 32 lower-case hex digits, hi first */
+void corral_digest_format(struct corral_digest d,
+                          char out[CORRAL_DIGEST_TEXT]); /* 32 lower-case hex digits, hi first */
 
 void corral_sha256(const void *data, size_t bytes, uint8_t out[32]);
 void corral_hmac_sha256(const void *key, size_t key_bytes, const void *data, size_t bytes, uint8_t out[32]);

@@ -11,7 +11,8 @@
 
 #define CORRAL_JSON_BYTES_MAX (64u << 20)
 
-enum corral_status corral_json_parse(json_t **out, const char *name, const char *text, size_t bytes, struct corral_error *err);
+enum corral_status corral_json_parse(json_t **out, const char *name, const char *text, size_t bytes,
+                                     struct corral_error *err);
 enum corral_status corral_json_read_file(json_t **out, const char *path, struct corral_error *err);
 /* One compact line + newline to a stream, or an indented document. */
 enum corral_status corral_json_line(FILE *to, const json_t *value, struct corral_error *err);

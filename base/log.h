@@ -29,10 +29,14 @@ struct corral_log_field {
 };
 
 #define LOG_STR(n, v) ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_STR, .value.str = (v)})
-#define LOG_I64(n, v) ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_I64, .value.i64 = (int64_t)(v)})
-#define LOG_U64(n, v) ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_U64, .value.u64 = (uint64_t)(v)})
-#define LOG_F64(n, v) ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_F64, .value.f64 = (double)(v)})
-#define LOG_BOOL(n, v) ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_BOOL, .value.boolean = (v)})
+#define LOG_I64(n, v) \
+    ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_I64, .value.i64 = (int64_t)(v)})
+#define LOG_U64(n, v) \
+    ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_U64, .value.u64 = (uint64_t)(v)})
+#define LOG_F64(n, v) \
+    ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_F64, .value.f64 = (double)(v)})
+#define LOG_BOOL(n, v) \
+    ((struct corral_log_field){.name = (n), .kind = CORRAL_FIELD_BOOL, .value.boolean = (v)})
 #define LOG_ERR(e) LOG_STR("reason", (e)->text)
 
 /* Process-wide set-up, called once by main: lowest level shown, JSON or text, the descriptor (default 2), and a name
@@ -41,12 +45,14 @@ void corral_log_configure(enum corral_log_level lowest, bool json, int fd, const
 /* "debug" … "error" → level; false when unknown. */
 bool corral_log_level_parse(const char *name, enum corral_log_level *out);
 
-void corral_log_write(enum corral_log_level level, const char *phrase, const struct corral_log_field *fields, size_t count);
+void corral_log_write(enum corral_log_level level, const char *phrase, const struct corral_log_field *fields,
+                      size_t count);
 
-#define CORRAL_LOG_AT(level, phrase, ...)                                                                              \
-    do {                                                                                                               \
-        const struct corral_log_field corral_log_fields_[] = {__VA_ARGS__};                                            \
-        corral_log_write((level), (phrase), corral_log_fields_, sizeof corral_log_fields_ / sizeof *corral_log_fields_); \
+#define CORRAL_LOG_AT(level, phrase, ...)                                         \
+    do {                                                                          \
+        const struct corral_log_field corral_log_fields_[] = {__VA_ARGS__};       \
+        corral_log_write((level), (phrase), corral_log_fields_,                   \
+                         sizeof corral_log_fields_ / sizeof *corral_log_fields_); \
     } while (0)
 /* Each takes a phrase and at least one field. */
 #define corral_log_debug(phrase, ...) CORRAL_LOG_AT(CORRAL_LOG_DEBUG, phrase, __VA_ARGS__)

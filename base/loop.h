@@ -23,13 +23,20 @@ void corral_loop_stop(struct corral_loop *loop);
 typedef void (*corral_loop_fd_fn)(void *ctx, int fd, bool readable, bool writable);
 typedef void (*corral_loop_timer_fn)(void *ctx);
 typedef void (*corral_loop_signal_fn)(void *ctx, int signo);
-typedef void (*corral_loop_zmq_fn)(void *ctx, void *zmq_socket); /* called while the socket is readable; read at least one message */
+typedef void (*corral_loop_zmq_fn)(
+    void *ctx, void *zmq_socket); /* called while the socket is readable; read at least one message */
 
-enum corral_status corral_loop_watch_fd(struct corral_loop *loop, int fd, bool read, bool write, corral_loop_fd_fn fn, void *ctx, struct corral_loop_watch **out, struct corral_error *err);
+enum corral_status corral_loop_watch_fd(struct corral_loop *loop, int fd, bool read, bool write,
+                                        corral_loop_fd_fn fn, void *ctx, struct corral_loop_watch **out,
+                                        struct corral_error *err);
 /* First after first_ms, then every period_ms (0: once; the watch must still be removed). */
-enum corral_status corral_loop_timer(struct corral_loop *loop, uint32_t first_ms, uint32_t period_ms, corral_loop_timer_fn fn, void *ctx, struct corral_loop_watch **out, struct corral_error *err);
-enum corral_status corral_loop_signal(struct corral_loop *loop, int signo, corral_loop_signal_fn fn, void *ctx, struct corral_loop_watch **out, struct corral_error *err);
-enum corral_status corral_loop_zmq(struct corral_loop *loop, void *zmq_socket, corral_loop_zmq_fn fn, void *ctx, struct corral_loop_watch **out, struct corral_error *err);
+enum corral_status corral_loop_timer(struct corral_loop *loop, uint32_t first_ms, uint32_t period_ms,
+                                     corral_loop_timer_fn fn, void *ctx, struct corral_loop_watch **out,
+                                     struct corral_error *err);
+enum corral_status corral_loop_signal(struct corral_loop *loop, int signo, corral_loop_signal_fn fn,
+                                      void *ctx, struct corral_loop_watch **out, struct corral_error *err);
+enum corral_status corral_loop_zmq(struct corral_loop *loop, void *zmq_socket, corral_loop_zmq_fn fn,
+                                   void *ctx, struct corral_loop_watch **out, struct corral_error *err);
 void corral_loop_zmq_kick(struct corral_loop_watch *w);
 void corral_loop_remove(struct corral_loop_watch *w); /* NULL is fine; allowed inside its own callback */
 /* libevent's event_base, for orchestrator/coordinator/http.c alone. */

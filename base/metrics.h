@@ -17,7 +17,8 @@ struct corral_metrics;
 struct corral_metrics *corral_metrics_create(void);
 void corral_metrics_destroy(struct corral_metrics *m);
 /* Declares a family once; the same name again returns the same id. Returns a negative number when out of memory or the kind differs. */
-int corral_metrics_family(struct corral_metrics *m, const char *name, enum corral_metric_kind kind, const char *help);
+int corral_metrics_family(struct corral_metrics *m, const char *name, enum corral_metric_kind kind,
+                          const char *help);
 /* Set (gauge, or a counter read from elsewhere that only grows) one series. `labels` is "worker", "rollout-0", NULL-terminated pairs
  * and may be NULL. Beyond CORRAL_METRIC_SERIES_MAX series the value is dropped and corral_metrics_dropped() counts it. */
 void corral_metrics_set(struct corral_metrics *m, int family, const char *const *labels, double value);

@@ -19,11 +19,11 @@ uint64_t corral_seed_derive(uint64_t seed, uint64_t a, uint64_t b, uint64_t c);
 
 void corral_rng_seed(struct corral_rng *rng, uint64_t seed);
 uint64_t corral_rng_next(struct corral_rng *rng);
-double corral_rng_uniform(struct corral_rng *rng);                   /* [0, 1), 53 bits */
-float corral_rng_uniformf(struct corral_rng *rng);                   /* [0, 1), 24 bits */
+double corral_rng_uniform(struct corral_rng *rng); /* [0, 1), 53 bits */
+float corral_rng_uniformf(struct corral_rng *rng); /* [0, 1), 24 bits */
 double corral_rng_range(struct corral_rng *rng, double lo, double hi);
-uint64_t corral_rng_below(struct corral_rng *rng, uint64_t n);       /* [0, n), unbiased; n > 0 */
-double corral_rng_normal(struct corral_rng *rng);                    /* mean 0, sd 1; polar method, no cached spare */
+uint64_t corral_rng_below(struct corral_rng *rng, uint64_t n); /* [0, n), unbiased; n > 0 */
+double corral_rng_normal(struct corral_rng *rng); /* mean 0, sd 1; polar method, no cached spare */
 void corral_rng_permutation(struct corral_rng *rng, uint32_t *out, uint32_t n); /* Fisher-Yates of 0..n-1 */
 
 #endif

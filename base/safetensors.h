@@ -12,7 +12,16 @@
 #define CORRAL_TENSOR_RANK_MAX 8
 #define CORRAL_TENSOR_NAME_MAX 128
 
-enum corral_dtype { CORRAL_DTYPE_U8, CORRAL_DTYPE_I32, CORRAL_DTYPE_I64, CORRAL_DTYPE_F16, CORRAL_DTYPE_BF16, CORRAL_DTYPE_F32, CORRAL_DTYPE_F64, CORRAL_DTYPE_U64 };
+enum corral_dtype {
+    CORRAL_DTYPE_U8,
+    CORRAL_DTYPE_I32,
+    CORRAL_DTYPE_I64,
+    CORRAL_DTYPE_F16,
+    CORRAL_DTYPE_BF16,
+    CORRAL_DTYPE_F32,
+    CORRAL_DTYPE_F64,
+    CORRAL_DTYPE_U64
+};
 uint32_t corral_dtype_bytes(enum corral_dtype dtype);
 const char *corral_dtype_name(enum corral_dtype dtype); /* safetensors' names: "F32", "BF16", … */
 
@@ -26,21 +35,25 @@ struct corral_tensor {
 };
 
 struct corral_safetensors; /* a mapped file; tensors borrow from it */
-enum corral_status corral_safetensors_open(struct corral_safetensors **out, const char *path, struct corral_error *err);
+enum corral_status corral_safetensors_open(struct corral_safetensors **out, const char *path,
+                                           struct corral_error *err);
 /* The same over memory the caller keeps alive (for tests and fuzzing). */
-enum corral_status corral_safetensors_open_memory(struct corral_safetensors **out, const char *name, const void *data, size_t bytes, struct corral_error *err);
+enum corral_status corral_safetensors_open_memory(struct corral_safetensors **out, const char *name,
+                                                  const void *data, size_t bytes, struct corral_error *err);
 void corral_safetensors_close(struct corral_safetensors *f);
 uint32_t corral_safetensors_count(const struct corral_safetensors *f);
 const struct corral_tensor *corral_safetensors_at(const struct corral_safetensors *f, uint32_t i);
-const struct corral_tensor *corral_safetensors_find(const struct corral_safetensors *f, const char *name); /* NULL if absent */
-const char *corral_safetensors_metadata(const struct corral_safetensors *f, const char *key);             /* NULL if absent */
+const struct corral_tensor *corral_safetensors_find(const struct corral_safetensors *f,
+                                                    const char *name); /* NULL if absent */
+const char *corral_safetensors_metadata(const struct corral_safetensors *f,
+                                        const char *key); /* NULL if absent */
 
 struct corral_safetensors_pair {
     const char *key, *value;
 };
 /* Tensors are laid out in the given order. Durable: fsync before rename. */
-enum corral_status corral_safetensors_write(const char *path, const struct corral_tensor *tensors, uint32_t count,
-                                            const struct corral_safetensors_pair *metadata, uint32_t metadata_count, bool durable,
-                                            struct corral_error *err);
+enum corral_status corral_safetensors_write(const char *path, const struct corral_tensor *tensors,
+                                            uint32_t count, const struct corral_safetensors_pair *metadata,
+                                            uint32_t metadata_count, bool durable, struct corral_error *err);
 
 #endif

@@ -11,7 +11,12 @@
 #define CORRAL_TOML_FILE_BYTES_MAX (1u << 20)
 
 enum corral_toml_kind {
-    CORRAL_TOML_TABLE, CORRAL_TOML_ARRAY, CORRAL_TOML_STRING, CORRAL_TOML_INTEGER, CORRAL_TOML_FLOAT, CORRAL_TOML_BOOL,
+    CORRAL_TOML_TABLE,
+    CORRAL_TOML_ARRAY,
+    CORRAL_TOML_STRING,
+    CORRAL_TOML_INTEGER,
+    CORRAL_TOML_FLOAT,
+    CORRAL_TOML_BOOL,
     CORRAL_TOML_DATE, /* any date or time: no option takes one */
 };
 
@@ -19,7 +24,8 @@ struct corral_toml_doc;
 struct corral_toml_node; /* borrowed from the document */
 
 /* Parse `text` (bytes long). `name` is used in errors: "name:LINE:COL: error: …". Syntax error or duplicate key: CORRAL_INVALID. */
-enum corral_status corral_toml_parse(struct corral_toml_doc **out, const char *name, const char *text, size_t bytes, struct corral_error *err);
+enum corral_status corral_toml_parse(struct corral_toml_doc **out, const char *name, const char *text,
+                                     size_t bytes, struct corral_error *err);
 void corral_toml_destroy(struct corral_toml_doc *doc);
 const struct corral_toml_node *corral_toml_root(const struct corral_toml_doc *doc);
 
@@ -34,13 +40,15 @@ const char *corral_toml_table_key(const struct corral_toml_node *n, uint32_t i);
 uint32_t corral_toml_table_key_line(const struct corral_toml_node *n, uint32_t i);
 uint32_t corral_toml_table_key_column(const struct corral_toml_node *n, uint32_t i);
 const struct corral_toml_node *corral_toml_table_at(const struct corral_toml_node *n, uint32_t i);
-const struct corral_toml_node *corral_toml_table_get(const struct corral_toml_node *n, const char *key); /* NULL if absent */
+const struct corral_toml_node *corral_toml_table_get(const struct corral_toml_node *n,
+                                                     const char *key); /* NULL if absent */
 
 uint32_t corral_toml_array_size(const struct corral_toml_node *n);
 const struct corral_toml_node *corral_toml_array_at(const struct corral_toml_node *n, uint32_t i);
 
 /* Scalars: only valid for their kind. */
-const char *corral_toml_string(const struct corral_toml_node *n); /* NUL-terminated; strings with NUL inside are refused at parse */
+const char *corral_toml_string(
+    const struct corral_toml_node *n); /* NUL-terminated; strings with NUL inside are refused at parse */
 int64_t corral_toml_integer(const struct corral_toml_node *n);
 double corral_toml_float(const struct corral_toml_node *n);
 bool corral_toml_bool(const struct corral_toml_node *n);

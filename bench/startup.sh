@@ -72,7 +72,7 @@ launch() {
     fi
     child=""
     command_s=$(since "$begun")
-    first_s=$(sed -nE 's/^ "first_step_s": ([0-9.]+),?$/\1/p' "$scratch/summary")
+    first_s=$(sed -nE 's/^ +"first_step_s": ([0-9.]+),?$/\1/p' "$scratch/summary")
     [[ -n $first_s ]] || { echo "startup.sh: the job took no gradient step" >&2 && exit 1; }
     rm -rf "$scratch/runs"
 }

@@ -24,14 +24,19 @@ int corral_cmd_resume(int argc, char **argv);
 int corral_cmd_plan(int argc, char **argv);
 int corral_cmd_config(int argc, char **argv);
 int corral_cmd_devices(int argc, char **argv);
+int corral_cmd_doctor(int argc, char **argv);
 int corral_cmd_env(int argc, char **argv);
 int corral_cmd_status(int argc, char **argv);
 int corral_cmd_list(int argc, char **argv);
+int corral_cmd_audit(int argc, char **argv);
 int corral_cmd_logs(int argc, char **argv);
+int corral_cmd_quota(int argc, char **argv);
 int corral_cmd_stop(int argc, char **argv);
 int corral_cmd_completion(int argc, char **argv);
 int corral_cmd_agent(int argc, char **argv);
 int corral_cmd_worker(int argc, char **argv);
+int corral_cmd_tenant(int argc, char **argv);
+int corral_cmd_canary(int argc, char **argv);
 
 /* "rlctl: TEXT" to stderr; returns the exit code for the error's status: 2 for CORRAL_INVALID and CORRAL_NOT_FOUND of what the user named, else 1. */
 int corral_cli_fail(const struct corral_error *err);

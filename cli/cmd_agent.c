@@ -60,7 +60,7 @@ int corral_cmd_agent(int argc, char **argv)
         (void)mkdir(folders[i], 0700); /* a copy of a run folder has none */
     }
     if (corral_agent_run(node, &err) != CORRAL_OK) {
-        corral_log_error("agent gives up", LOG_ERR(&err));
+        corral_log_error("gives up", LOG_ERR(&err));
         return CORRAL_EXIT_FAILED;
     }
     return CORRAL_EXIT_DONE;

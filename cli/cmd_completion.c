@@ -55,8 +55,8 @@ static void print_choices(void)
     fputs("    case $key in\n", stdout);
     for (uint32_t i = 0; i < corral_option_count; i++) {
         const struct corral_option *o = &corral_options[i];
-        if (o->choices == NULL && o->type != CORRAL_OPTION_BOOL) {
-            continue;
+        if ((o->choices == NULL && o->type != CORRAL_OPTION_BOOL) || o->type == CORRAL_OPTION_SET) {
+            continue; /* a set is written as a list, in the shell's quotes */
         }
         printf("    %s%s.%s) choices=\"", o->section, section_placeholder(o)[0] != '\0' ? ".*" : "", o->name);
         if (o->choices == NULL) {
@@ -75,7 +75,7 @@ static void print_bash(void)
     fputs("# bash completion for rlctl; made by `rlctl completion bash`\n"
           "_rlctl_set()\n"
           "{\n"
-          "    local word=$1 key choices=\"\" names w kind\n",
+          "    local word=$1 key choices=\"\" names name w kind\n",
           stdout);
     print_keys();
     fputs("    if [[ $word == *=* ]]; then\n"
@@ -91,6 +91,14 @@ static void print_bash(void)
           "            for kind in $names; do\n"
           "                keys+=\" $(compgen -W \"$keys\" -- partition.NAME. | sed \"s/NAME/$kind/\" | tr "
           "'\\n' ' ')\"\n"
+          "            done\n"
+          "            for kind in tenant node; do\n"
+          "                names=$(awk -v kind=\"[[$kind]]\" '/^\\[/ { on = index($0, kind) == 1 }\n"
+          "                    on && /^name *=/ { gsub(/^[^\"]*\"|\".*/, \"\"); print }' \"$w\")\n"
+          "                for name in $names; do\n"
+          "                    keys+=\" $(compgen -W \"$keys\" -- $kind.NAME. | sed \"s/NAME/$name/\" | tr "
+          "'\\n' ' ')\"\n"
+          "                done\n"
           "            done\n"
           "        done\n"
           "        mapfile -t COMPREPLY < <(compgen -W \"$keys\" -- \"$word\" | grep -v '\\.NAME\\.')\n"
@@ -117,9 +125,12 @@ static void print_bash(void)
           "        launch) options=\"--set --dir --detach --json --quiet\" ;;\n"
           "        resume) options=\"--dir --detach --json --quiet\" ;;\n"
           "        plan | devices) options=\"--set --json\" ;;\n"
+          "        audit) options=\"--dir --allow-unproven --json\" ;;\n"
           "        status | list) options=\"--dir --json\" ;;\n"
           "        logs) options=\"--lines --follow --dir --json\" ;;\n"
           "        stop) options=\"--timeout --dir --json\" ;;\n"
+          "        quota) options=\"--allocations --wait --dir --json\" ;;\n"
+          "        doctor) options=\"--clean --json\" ;;\n"
           "        config) options=\"--set --plain\" ;;\n"
           "        env) options=\"--id --library --args --timeout --envs --seconds --json\" ;;\n"
           "        agent) options=\"--node --dir\" ;;\n"
@@ -127,6 +138,8 @@ static void print_bash(void)
           "        mapfile -t COMPREPLY < <(compgen -W \"$options --help\" -- \"$word\")\n"
           "    elif [[ ${COMP_WORDS[1]} == config && $COMP_CWORD == 2 ]]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -W \"reference show\" -- \"$word\")\n"
+          "    elif [[ ${COMP_WORDS[1]} == quota && $COMP_CWORD == 2 ]]; then\n"
+          "        mapfile -t COMPREPLY < <(compgen -W \"show set\" -- \"$word\")\n"
           "    elif [[ ${COMP_WORDS[1]} == env && $COMP_CWORD == 2 ]]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -W \"list check bench\" -- \"$word\")\n"
           "    elif [[ ${COMP_WORDS[1]} == env ]]; then\n"
@@ -135,7 +148,8 @@ static void print_bash(void)
           "sed -n "
           "'s/^\\([^ ]\\{1,\\}\\).*/\\1/p')\" -- "
           "\"$word\"; compgen -f -X '!*.so' -- \"$word\"; compgen -d -- \"$word\")\n"
-          "    elif [[ ${COMP_WORDS[1]} =~ ^(status|stop|resume|logs)$ && $COMP_CWORD == 2 ]]; then\n"
+          "    elif [[ ${COMP_WORDS[1]} =~ ^(status|audit|stop|resume|logs)$ && $COMP_CWORD == 2 ||\n"
+          "            ${COMP_WORDS[1]} == quota && $COMP_CWORD == 3 ]]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -W \"last $(${COMP_WORDS[0]} list 2>/dev/null | sed '1d; "
           "s/ .*//')\" -- \"$word\")\n"
           "    elif [[ ${COMP_WORDS[1]} == completion ]]; then\n"

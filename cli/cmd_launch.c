@@ -7,9 +7,11 @@
 #include "orchestrator/worker/worker_config.h"
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void help(void)
 {
@@ -92,22 +94,6 @@ static enum corral_status check_supported(const char *file, const struct corral_
             "%s: error: launching model.kind = \"transformer\" is not supported yet; `rlctl plan` works",
             file);
     }
-    for (uint32_t i = 0; i < job->node_count; i++) {
-        if (job->node[i].kind == CORRAL_DEVICE_GPU) {
-            return corral_fail(err, CORRAL_INVALID,
-                               "%s: error: launching on GPU devices (node %s) is not supported yet; use "
-                               "host_devices, or `rlctl plan`",
-                               file, job->node[i].name);
-        }
-    }
-    for (uint32_t i = 0; i < job->partition_count; i++) {
-        if (job->partition[i].role == CORRAL_ROLE_TENANT) {
-            return corral_fail(err, CORRAL_INVALID,
-                               "%s: error: launching tenant partitions (partition.%s) is not supported yet; "
-                               "`rlctl plan` works",
-                               file, job->partition[i].name);
-        }
-    }
     return CORRAL_OK;
 }
 
@@ -149,6 +135,11 @@ static enum corral_status make_run(const struct arguments *a, char path[CORRAL_R
     CORRAL_CLEANUP(corral_job_destroyp) struct corral_job *job = NULL;
     CORRAL_TRY(corral_job_load(a->job, a->sets.text, a->sets.count, &job, err));
     CORRAL_TRY(check_plan(a->job, job, err));
+    char here[PATH_MAX];
+    if (getcwd(here, sizeof here) == NULL) {
+        return corral_fail_sys(err, errno, "reading the path of the current directory");
+    }
+    CORRAL_TRY(corral_job_set_tenant_folder(job, here, err));
     CORRAL_AUTO_FREE char *text = NULL;
     CORRAL_TRY(corral_job_text_of(job, &text, err));
     CORRAL_TRY(make_folder(a, job, path, &launch->run, err));

@@ -88,23 +88,110 @@ static void print_faults(const json_t *s)
            corral_view_count(s, "violations"));
 }
 
+/* What the partition's processes have put into host memory beside their quota (memory.spill), on all its devices. */
+static uint64_t spilled_by(const json_t *s, const char *partition)
+{
+    size_t i, k;
+    json_t *device, *role;
+    uint64_t sum = 0;
+    json_array_foreach(json_object_get(s, "devices"), i, device)
+    {
+        json_array_foreach(json_object_get(device, "roles"), k, role)
+        {
+            sum += strcmp(corral_view_text(role, "role"), partition) == 0 ? corral_view_count(role, "spilled")
+                                                                          : 0;
+        }
+    }
+    return sum;
+}
+
 static void print_memory(const json_t *s, bool running)
 {
     size_t i;
     json_t *p;
     json_array_foreach(json_object_get(s, "memory"), i, p)
     {
-        char used[48] = "", peak[32], low[32], high[32], name[64];
+        char used[48] = "", spilled[64] = "", peak[32], low[32], high[32], name[64];
         if (running) { /* afterwards nobody is there to use any */
             corral_format_bytes(corral_view_count(p, "used"), peak, sizeof peak);
             snprintf(used, sizeof used, "used %9s  ", peak);
         }
+        uint64_t beside = spilled_by(s, corral_view_text(p, "partition"));
+        if (beside > 0) {
+            corral_format_bytes(beside, peak, sizeof peak);
+            snprintf(spilled, sizeof spilled, "  %s spilled to host memory", peak);
+        }
         corral_format_bytes(corral_view_count(p, "peak"), peak, sizeof peak);
         corral_format_bytes(corral_view_count(p, "floor"), low, sizeof low);
         corral_format_bytes(corral_view_count(p, "ceiling"), high, sizeof high);
-        printf("  %-10s %-10s %speak %9s  floor %9s  ceiling %9s  %" PRIu64 " denied\n",
+        printf("  %-10s %-10s %speak %9s  floor %9s  ceiling %9s  %" PRIu64 " denied%s\n",
                i == 0 ? "memory" : "", corral_view_plain(corral_view_text(p, "partition"), name, sizeof name),
-               used, peak, low, high, corral_view_count(p, "denied"));
+               used, peak, low, high, corral_view_count(p, "denied"), spilled);
+    }
+}
+
+static void print_tenants(const json_t *s, bool running)
+{
+    size_t i;
+    json_t *t;
+    json_array_foreach(json_object_get(s, "tenants"), i, t)
+    {
+        char name[64], devices[64], state[32], reason[160], bytes[32], memory[48] = "";
+        if (running) {
+            corral_format_bytes(corral_view_count(t, "memory"), bytes, sizeof bytes);
+            snprintf(memory, sizeof memory, "  memory %9s", bytes);
+        }
+        corral_view_plain(corral_view_text(t, "reason"), reason, sizeof reason);
+        printf("  %-10s %-10s %-12s %-9s %" PRIu64 " restarts%s%s%s\n", i == 0 ? "tenants" : "",
+               corral_view_plain(corral_view_text(t, "name"), name, sizeof name),
+               corral_view_plain(corral_view_text(t, "devices"), devices, sizeof devices),
+               corral_view_plain(corral_view_text(t, "state"), state, sizeof state),
+               corral_view_count(t, "restarts"), memory, reason[0] ? "  after " : "", reason);
+    }
+}
+
+/* "idle       63 % of a:6-7 (rollout 37 %)": what a coarse split of the devices wastes. */
+static void print_idle(const json_t *s)
+{
+    size_t i;
+    json_t *g, *share;
+    bool first = true;
+    json_array_foreach(json_object_get(s, "utilisation"), i, g)
+    {
+        char devices[128], who[256] = "", name[64];
+        double idle = corral_view_number(g, "idle");
+        const char *key;
+        size_t used = 0;
+        if (isnan(idle)) {
+            continue;
+        }
+        json_object_foreach(json_object_get(g, "busy"), key, share)
+        {
+            if (json_is_number(share) && used + 1 < sizeof who) {
+                int n = snprintf(who + used, sizeof who - used, "%s%s %.0f %%", used ? ", " : "",
+                                 corral_view_plain(key, name, sizeof name), 100 * json_number_value(share));
+                used += n > 0 ? (size_t)n : 0;
+            }
+        }
+        printf("  %-10s %.0f %% of %s%s%s%s\n", first ? "idle" : "", 100 * idle,
+               corral_view_plain(corral_view_text(g, "devices"), devices, sizeof devices), who[0] ? " (" : "",
+               who, who[0] ? ")" : "");
+        first = false;
+    }
+}
+
+static void print_foreign(const json_t *s)
+{
+    size_t i;
+    json_t *d;
+    json_array_foreach(json_object_get(s, "devices"), i, d)
+    {
+        char bytes[32], device[64];
+        if (corral_view_count(d, "foreign") > 0) {
+            printf("  %-10s %s of %s by processes outside this run: under no quota\n", "foreign",
+                   corral_format_bytes(corral_view_count(d, "foreign"), bytes, sizeof bytes),
+                   corral_view_plain(corral_view_text(d, "device"), device, sizeof device));
+        }
     }
 }
 
@@ -181,6 +268,9 @@ static void print_text(const struct corral_run_view *v)
     }
     print_faults(v->status);
     print_memory(v->status, v->pid != 0);
+    print_idle(v->status);
+    print_foreign(v->status);
+    print_tenants(v->status, v->pid != 0);
     /* After an end in order there is nobody; after a crash it shows who was where. */
     if (v->pid || !v->ended) {
         if (!v->pid) {

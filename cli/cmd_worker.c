@@ -28,7 +28,7 @@ int corral_cmd_worker(int argc, char **argv)
     a.slot = (uint32_t)slot;
     struct corral_error err = {0};
     if (corral_worker_main(&a, &err) != CORRAL_OK) {
-        corral_log_error("worker gives up", LOG_ERR(&err));
+        corral_log_error("gives up", LOG_ERR(&err));
         /* What a second try cannot change is told apart, so that the coordinator does not try for long. */
         bool pointless = err.status == CORRAL_INVALID || err.status == CORRAL_NOT_FOUND ||
                          err.status == CORRAL_UNSUPPORTED || err.status == CORRAL_DENIED;

@@ -49,12 +49,14 @@ void corral_progress_header(struct corral_progress *p)
     for (uint32_t i = 0; i < job->partition_count; i++) {
         const struct corral_job_partition *part = &job->partition[i];
         char set[64], low[32], high[32];
-        uint32_t workers = part->device_count * part->workers_per_device;
+        const bool tenant = part->role == CORRAL_ROLE_TENANT;
+        uint32_t workers = tenant ? 1 : part->device_count * part->workers_per_device;
         corral_job_device_set(job, part, set, sizeof set);
         corral_format_bytes(part->floor, low, sizeof low);
         corral_format_bytes(part->ceiling, high, sizeof high);
-        fprintf(stderr, "  %-9s %-16s floor %8s  ceiling %8s %s  %u worker%s", part->name, set, low, high,
-                part->device_count > 1 ? "each" : "    ", workers, workers == 1 ? "" : "s");
+        fprintf(stderr, "  %-9s %-16s floor %8s  ceiling %8s %s  %u %s%s", part->name, set, low, high,
+                part->device_count > 1 ? "each" : "    ", workers, tenant ? "tenant" : "worker",
+                workers == 1 ? "" : "s");
         if (part->role == CORRAL_ROLE_ROLLOUT) {
             fprintf(stderr, "   %u environments each, staleness ≤ %u", job->env.instances,
                     job->staleness.max_versions);
@@ -65,7 +67,9 @@ void corral_progress_header(struct corral_progress *p)
 
 void corral_progress_started(struct corral_progress *p, const struct corral_run_status *s)
 {
-    (void)s;
+    if (!p->quiet) {
+        fprintf(stderr, "  fences    %s\n", s->fences);
+    }
     p->printed_ns = corral_now_ns(&corral_clock_monotonic);
 }
 
@@ -226,18 +230,64 @@ static void print_work(const struct corral_run_status *s)
            s->versions_pushed, s->staleness_mean, s->staleness_max, s->dropped_stale);
 }
 
+static const char *partition_of(const struct corral_job *job, enum corral_role role)
+{
+    for (uint32_t i = 0; i < job->partition_count; i++) {
+        if (job->partition[i].role == role) {
+            return job->partition[i].name;
+        }
+    }
+    return "other";
+}
+
+/* What the proof chains say of the whole run: docs/spec/proof.md. */
+static void print_proof(const struct corral_progress *p, const struct corral_run_status *s)
+{
+    const struct corral_run_proof *proof = &s->proof;
+    char peak[32], ceiling[32];
+    corral_format_bytes(proof->own_peak, peak, sizeof peak);
+    corral_format_bytes(proof->own_ceiling, ceiling, sizeof ceiling);
+    if (proof->steps + proof->refused + proof->unproven > 0) {
+        bool all = proof->unproven == 0 && (!proof->verified || strcmp(proof->chain, "ok") == 0);
+        printf("memory    %s peak in steps %s of %s; %s floor %s %" PRIu64 " steps (%" PRIu64
+               " refused, %" PRIu64 " unproven); chain %s\n",
+               partition_of(p->job, CORRAL_ROLE_TRAIN), peak, ceiling,
+               partition_of(p->job, CORRAL_ROLE_ROLLOUT), all ? "intact in all" : "not shown intact in all",
+               proof->steps, proof->refused, proof->unproven, proof->chain);
+    }
+    if (proof->doubt[0]) {
+        printf("          unproven: %s\n", proof->doubt);
+    }
+}
+
 static void print_memory(const struct corral_progress *p, const struct corral_run_status *s)
 {
     for (uint32_t i = 0; i < p->job->partition_count; i++) {
         const struct corral_partition_memory *m = &s->memory[i];
         char peak[32], ceiling[32], low[32];
         corral_format_bytes(m->peak_max, peak, sizeof peak);
-        corral_format_bytes(p->job->partition[i].ceiling, ceiling, sizeof ceiling);
-        corral_format_bytes(p->job->partition[i].floor, low, sizeof low);
-        printf("%-9s %-8s peak %s of %s per device, floor %s intact, %" PRIu64 " allocations denied\n",
-               i == 0 ? "memory" : "", p->job->partition[i].name, peak, ceiling, low, m->denied);
+        const bool told = m->ceiling > 0; /* by an agent: as in force, after live changes too */
+        corral_format_bytes(told ? m->ceiling : p->job->partition[i].ceiling, ceiling, sizeof ceiling);
+        corral_format_bytes(told ? m->floor : p->job->partition[i].floor, low, sizeof low);
+        printf("%-9s %-8s peak %s of %s per device, floor %s%s, %" PRIu64 " allocations denied\n",
+               i == 0 && s->proof.steps == 0 ? "memory" : "", p->job->partition[i].name, peak, ceiling, low,
+               s->violations == 0 ? " intact" : "", m->denied);
     }
     printf("          %" PRIu64 " violations of the memory fence\n", s->violations);
+}
+
+/* What a coarse split of the devices wastes. */
+static void print_idle(const struct corral_run_status *s)
+{
+    bool first = true;
+    for (uint32_t i = 0; i < s->group_count; i++) {
+        const struct corral_device_group *g = &s->group[i];
+        if (!isnan(g->idle)) {
+            printf("%-9s %.0f %% of %s%s%s%s\n", first ? "idle" : "", 100 * g->idle, g->devices,
+                   g->roles[0] ? " (" : "", g->roles, g->roles[0] ? ")" : "");
+            first = false;
+        }
+    }
 }
 
 void corral_progress_summary(const struct corral_progress *p, const struct corral_run_status *s)
@@ -245,12 +295,21 @@ void corral_progress_summary(const struct corral_progress *p, const struct corra
     print_outcome(s);
     print_returns(s);
     print_work(s);
+    print_proof(p, s);
     print_memory(p, s);
+    print_idle(s);
     if (s->restarts || s->void_episodes) {
         printf("faults    %u workers started again, %" PRIu64 " episodes void, %" PRIu64
                " fragments resent, %" PRIu64 " duplicates refused\n",
                s->restarts, s->void_episodes, s->resent, s->duplicates);
     }
+    for (uint32_t i = 0; i < s->tenant_count; i++) {
+        const struct corral_tenant_status *t = &s->tenant[i];
+        printf("%-9s %s %s, %" PRIu64 " restart%s%s%s\n", i == 0 ? "tenants" : "",
+               p->job->partition[t->partition].name, t->state, t->restarts, t->restarts == 1 ? "" : "s",
+               t->reason[0] ? "; last: " : "", t->reason);
+    }
     const char *id = corral_progress_run_id(p->run_path);
-    printf("run       %s  (rlctl status %s · rlctl logs %s · rlctl resume %s)\n", p->shown_path, id, id, id);
+    printf("run       %s  (rlctl audit %s · rlctl status %s · rlctl logs %s · rlctl resume %s)\n",
+           p->shown_path, id, id, id, id);
 }

@@ -11,7 +11,7 @@
 enum corral_action_kind {
     CORRAL_ACTION_DISCRETE,       /* one component, int32 in [0, choices[0]) */
     CORRAL_ACTION_MULTI_DISCRETE, /* independent components, int32 each */
-    CORRAL_ACTION_CONTINUOUS      /* float32 each; the policy samples a diagonal Gaussian; clipped to [low, high] only when handed to the environment */
+    CORRAL_ACTION_CONTINUOUS /* float32 each; the policy samples a diagonal Gaussian; clipped to [low, high] only when handed to the environment */
 };
 
 struct corral_action_spec {

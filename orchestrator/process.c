@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -29,9 +31,39 @@ static void close_all_on_exec(void)
     }
 }
 
-/* Only async-signal-safe calls: the parent may have threads. */
-static void become_child(const struct corral_process_spec *spec, pid_t parent, int log_fd)
+/* What is made ready before the fork: the child only makes system calls. */
+struct start {
+    const char *program; /* path */
+    char *const *env;
+    int log_fd;
+    pid_t parent;
+};
+
+/* Told in the log the way our own programs tell an error, so that it is found as the reason of the exit. */
+static _Noreturn void refuse(const char *line)
 {
+    (void)!write(2, line, strlen(line));
+    _exit(125);
+}
+
+static void enter_limits(const struct corral_process_spec *spec)
+{
+    for (uint32_t i = 0; i < spec->cgroup_fd_count; i++) {
+        if (write(spec->cgroup_fds[i], "0", 1) != 1) {
+            refuse("- error it could not enter its control group\n");
+        }
+    }
+    const struct rlimit limit = {.rlim_cur = spec->rlimit_data, .rlim_max = spec->rlimit_data};
+    if (spec->rlimit_data != 0 && setrlimit(RLIMIT_DATA, &limit) != 0) {
+        refuse("- error its memory limit (RLIMIT_DATA) could not be set\n");
+    }
+}
+
+/* Only async-signal-safe calls: the parent may have threads. */
+static void become_child(const struct corral_process_spec *spec, const struct start *start)
+{
+    const pid_t parent = start->parent;
+    const int log_fd = start->log_fd;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) {
         _exit(125); /* the parent died before the line above */
@@ -42,15 +74,16 @@ static void become_child(const struct corral_process_spec *spec, pid_t parent, i
     if (spec->cpus) {
         (void)sched_setaffinity(0, sizeof *spec->cpus, spec->cpus);
     }
+    if (log_fd >= 0 && (dup2(log_fd, 1) < 0 || dup2(log_fd, 2) < 0)) {
+        _exit(125);
+    }
+    enter_limits(spec);
     close_all_on_exec();
     for (uint32_t i = 0; i < spec->fd_count; i++) {
         int flags = fcntl(spec->fds[i], F_GETFD);
         if (flags < 0 || fcntl(spec->fds[i], F_SETFD, flags & ~FD_CLOEXEC) != 0) {
             _exit(125);
         }
-    }
-    if (log_fd >= 0 && (dup2(log_fd, 1) < 0 || dup2(log_fd, 2) < 0)) {
-        _exit(125);
     }
     int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null_fd >= 0) {
@@ -59,8 +92,97 @@ static void become_child(const struct corral_process_spec *spec, pid_t parent, i
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    execv("/proc/self/exe", (char *const *)(uintptr_t)spec->argv);
+    if (spec->program) {
+        (void)signal(SIGPIPE, SIG_DFL); /* ours is ignored, which would be inherited */
+    }
+    if (spec->folder && chdir(spec->folder) != 0) {
+        refuse("- error its folder cannot be entered\n");
+    }
+    execve(start->program, (char *const *)(uintptr_t)spec->argv, start->env);
     _exit(127);
+}
+
+static bool is_program(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) && access(path, X_OK) == 0;
+}
+
+/* The path that the child executes, in `out`. */
+static enum corral_status find_program(const struct corral_process_spec *spec, char out[PATH_MAX],
+                                       struct corral_error *err)
+{
+    if (!spec->program) {
+        strcpy(out, "/proc/self/exe");
+        return CORRAL_OK;
+    }
+    if (strchr(spec->program, '/')) {
+        bool below = spec->program[0] != '/' && spec->folder;
+        int n = snprintf(out, PATH_MAX, "%s%s%s", below ? spec->folder : "", below ? "/" : "", spec->program);
+        return n < PATH_MAX && is_program(out)
+                   ? CORRAL_OK
+                   : corral_fail(err, CORRAL_NOT_FOUND, "%s is no program that can be executed",
+                                 spec->program);
+    }
+    const char *path = getenv("PATH");
+    for (const char *p = path ? path : "/usr/bin:/bin"; *p;) {
+        size_t length = strcspn(p, ":");
+        int n = snprintf(out, PATH_MAX, "%.*s/%s", (int)length, p, spec->program);
+        if (length > 0 && p[0] == '/' && n < PATH_MAX && is_program(out)) {
+            return CORRAL_OK;
+        }
+        p += length + (p[length] == ':');
+    }
+    return corral_fail(err, CORRAL_NOT_FOUND, "there is no program %s in PATH", spec->program);
+}
+
+static enum corral_status check_start(const struct corral_process_spec *spec, char program[PATH_MAX],
+                                      struct corral_error *err)
+{
+    struct stat st;
+    if (spec->folder && (stat(spec->folder, &st) != 0 || !S_ISDIR(st.st_mode))) {
+        return corral_fail(err, CORRAL_NOT_FOUND, "there is no folder %s", spec->folder);
+    }
+    return find_program(spec, program, err);
+}
+
+enum corral_status corral_process_check(const struct corral_process_spec *spec, struct corral_error *err)
+{
+    char program[PATH_MAX];
+    return check_start(spec, program, err);
+}
+
+/* Whether "KEY=…" is of the same variable as "KEY=…" or "KEY". */
+static bool same_key(const char *a, const char *b)
+{
+    size_t length = strcspn(b, "=");
+    return strncmp(a, b, length) == 0 && (a[length] == '=' || a[length] == '\0');
+}
+
+/* Our environment with the changes of the spec; a later one wins. The strings are borrowed. */
+static enum corral_status make_environment(const struct corral_process_spec *spec, const char ***out,
+                                           struct corral_error *err)
+{
+    size_t count = 0, kept = 0;
+    while (environ[count]) {
+        count++;
+    }
+    const char **env = calloc(count + spec->env_count + 1, sizeof *env);
+    if (!env) {
+        return corral_fail(err, CORRAL_NOMEM, "starting %s: no room for its environment", spec->argv[0]);
+    }
+    for (size_t i = 0; i < count + spec->env_count; i++) {
+        const char *entry = i < count ? environ[i] : spec->env[i - count];
+        bool replaced = i >= count && !strchr(entry, '=');
+        for (size_t k = i < count ? 0 : i - count + 1; k < spec->env_count && !replaced; k++) {
+            replaced = same_key(entry, spec->env[k]);
+        }
+        if (!replaced) {
+            env[kept++] = entry;
+        }
+    }
+    *out = env;
+    return CORRAL_OK;
 }
 
 enum corral_status corral_process_start(const struct corral_process_spec *spec, struct corral_process *out,
@@ -73,14 +195,19 @@ enum corral_status corral_process_start(const struct corral_process_spec *spec, 
             return corral_fail_sys(err, errno, "opening %s", spec->log_path);
         }
     }
-    pid_t parent = getpid();
+    char program[PATH_MAX];
+    CORRAL_AUTO_FREE const char **env = NULL;
+    CORRAL_TRY(check_start(spec, program, err));
+    CORRAL_TRY(make_environment(spec, &env, err));
+    const struct start start = {
+        .program = program, .env = (char *const *)(uintptr_t)env, .log_fd = log_fd, .parent = getpid()};
     /* Not fork(): libraries' fork handlers (OpenBLAS joins its threads in one) have no business in a child that only executes. */
     pid_t pid = _Fork();
     if (pid < 0) {
         return corral_fail_sys(err, errno, "starting %s", spec->argv[1] ? spec->argv[1] : spec->argv[0]);
     }
     if (pid == 0) {
-        become_child(spec, parent, log_fd);
+        become_child(spec, &start);
     }
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     if (pidfd < 0) {
@@ -157,6 +284,24 @@ static void last_line(const char *path, char *out, size_t out_bytes)
     out[bytes] = 0;
 }
 
+/* `WHAT reason "WHY"`, as our log writes it, is told as `WHAT: WHY`. */
+static void unquote_reason(char *said)
+{
+    static const char mark[] = " reason \"";
+    char *at = strstr(said, mark), *end = said + strlen(said);
+    const char *from = at ? at + sizeof mark - 1 : NULL;
+    if (!at || from >= end || end[-1] != '"') {
+        return;
+    }
+    *at++ = ':';
+    *at++ = ' ';
+    for (; from < end - 1; from++) {
+        from += from[0] == '\\' && (from[1] == '"' || from[1] == '\\') && from + 1 < end - 1;
+        *at++ = *from;
+    }
+    *at = 0;
+}
+
 /* What an error of our own log says: "TIME error WHAT…", or a JSON object. */
 static bool error_said(const char *line, char *out, size_t out_bytes)
 {
@@ -164,6 +309,7 @@ static bool error_said(const char *line, char *out, size_t out_bytes)
         const char *level = strchr(line, ' ');
         bool is_error = level && strncmp(level, " error ", 7) == 0;
         snprintf(out, out_bytes, "%s", is_error ? level + 7 : "");
+        unquote_reason(out);
         return is_error;
     }
     json_t *root = json_loads(line, 0, NULL);

@@ -10,9 +10,19 @@
 #include <sys/types.h>
 
 #define CORRAL_PROCESS_FDS_MAX 8
+#define CORRAL_PROCESS_CGROUPS_MAX 4
 
 struct corral_process_spec {
-    const char *const *argv;         /* argv[0] is shown; the program is this executable */
+    const char *const *argv; /* argv[0] is shown */
+    const char *
+        program; /* NULL: this executable; a name without a slash is looked for in PATH, any other is relative to `folder` */
+    const char *folder;     /* its current directory; NULL: as the parent */
+    const char *const *env; /* "KEY=VALUE" to add or replace, "KEY" to take away */
+    uint32_t env_count;
+    int cgroup_fds
+        [CORRAL_PROCESS_CGROUPS_MAX]; /* cgroup.procs files that the child enters; it does not start when it cannot */
+    uint32_t cgroup_fd_count;
+    uint64_t rlimit_data;            /* 0: as the parent */
     const char *log_path;            /* stdout and stderr are appended here; NULL: inherited */
     const cpu_set_t *cpus;           /* NULL: as the parent */
     int fds[CORRAL_PROCESS_FDS_MAX]; /* kept open in the child under the same numbers */
@@ -26,6 +36,8 @@ struct corral_process {
     uint64_t started_ns;
 };
 
+/* Whether the program and the folder of the spec are there; CORRAL_NOT_FOUND says which is not. Starting checks it, too. */
+enum corral_status corral_process_check(const struct corral_process_spec *spec, struct corral_error *err);
 enum corral_status corral_process_start(const struct corral_process_spec *spec, struct corral_process *out,
                                         struct corral_error *err);
 /* Send a signal through the pidfd; a process that is already gone is fine. */

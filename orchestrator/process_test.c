@@ -336,7 +336,9 @@ static void the_reason_is_what_the_process_said_last(void **state)
         {1, "10:00:00.000 info  all is well\n", "exit code 1"},
         {1, "10:00:00.000 error w: first\n10:00:00.001 info  later\n", "exit code 1"},
         {1, "10:00:00.000 info  so far\n10:00:00.001 error rollout-0: gives up reason \"no room\"\n\n",
-         "rollout-0: gives up reason \"no room\""},
+         "rollout-0: gives up: no room"},
+        {1, "10:00:00.001 error a: gives up reason \"no \\\"b\\\" \\\\\"\n", "a: gives up: no \"b\" \\"},
+        {1, "10:00:00.001 error a: gives up reason \"cut \\", "a: gives up reason \"cut \\"},
         {1, "10:00:00.001 info  there was an error before\n", "exit code 1"},
         {0, "10:00:00.001 error w: said and done\n", "exit code 0"},
         {-SIGKILL, "10:00:00.001 error w: said\n", "killed by SIGKILL"},
@@ -380,6 +382,119 @@ static void a_long_last_line_is_cut_between_characters(void **state)
     assert_string_equal(corral_process_reason(1, log_file, reason, sizeof reason), "exit code 1");
 }
 
+/* ---- programs, environments, limits ---- */
+
+static int run_shell(struct corral_process_spec spec, const char *script)
+{
+    struct corral_error err = {0};
+    struct corral_process p = {0};
+    const char *argv[] = {"sh", "-c", script, NULL};
+    spec.argv = argv;
+    spec.log_path = log_file;
+    check_ok(corral_process_start(&spec, &p, &err));
+    return wait_for(&p);
+}
+
+static void finds_a_program_in_path_and_runs_it_in_its_folder(void **state)
+{
+    (void)state;
+    char expected[128];
+    struct corral_process_spec spec = {.program = "sh", .folder = folder};
+    assert_int_equal(run_shell(spec, "pwd -P; trap"), 0);
+    CORRAL_AUTO_FREE char *text = log_text();
+    CORRAL_AUTO_FREE char *real = realpath(folder, NULL);
+    snprintf(expected, sizeof expected, "%s\n", real);
+    assert_string_equal(text, expected);
+}
+
+static void an_environment_is_added_to_replaced_and_taken_from(void **state)
+{
+    (void)state;
+    static const char *const env[] = {"CORRAL_TEST_A=1", "CORRAL_TEST_B=x=y",  "CORRAL_TEST_A=2",
+                                      "CORRAL_TEST_C",   "CORRAL_TEST_D=gone", "CORRAL_TEST_D"};
+    setenv("CORRAL_TEST_B", "old", 1);
+    setenv("CORRAL_TEST_C", "old", 1);
+    setenv("CORRAL_TEST_AB", "kept", 1);
+    struct corral_process_spec spec = {.program = "/bin/sh", .env = env, .env_count = CORRAL_COUNT_OF(env)};
+    assert_int_equal(run_shell(spec, "env | grep ^CORRAL_TEST_ | sort"), 0);
+    CORRAL_AUTO_FREE char *text = log_text();
+    assert_string_equal(text, "CORRAL_TEST_A=2\nCORRAL_TEST_AB=kept\nCORRAL_TEST_B=x=y\n");
+    unsetenv("CORRAL_TEST_B");
+    unsetenv("CORRAL_TEST_C");
+    unsetenv("CORRAL_TEST_AB");
+}
+
+static void a_program_or_folder_that_is_not_there_starts_nothing(void **state)
+{
+    (void)state;
+    struct corral_error err = {0};
+    struct corral_process p = {0};
+    const char *argv[] = {"x", NULL};
+    static const struct {
+        const char *program, *folder, *error;
+    } cases[] = {
+        {"corral-no-such-program", NULL, "there is no program corral-no-such-program in PATH"},
+        {"/etc/passwd", NULL, "/etc/passwd is no program that can be executed"},
+        {"/tmp", NULL, "/tmp is no program that can be executed"},
+        {"./nothing", "/tmp", "./nothing is no program that can be executed"},
+        {"sh", "/corral-no-such-folder", "there is no folder /corral-no-such-folder"},
+    };
+    for (size_t i = 0; i < CORRAL_COUNT_OF(cases); i++) {
+        const struct corral_process_spec spec = {
+            .argv = argv, .program = cases[i].program, .folder = cases[i].folder};
+        check_status(corral_process_start(&spec, &p, &err), CORRAL_NOT_FOUND);
+        assert_string_equal(err.text, cases[i].error);
+        check_status(corral_process_check(&spec, &err), CORRAL_NOT_FOUND);
+        assert_int_equal(p.pid, 0);
+    }
+}
+
+static void a_data_limit_holds_the_program_and_nobody_else(void **state)
+{
+    (void)state;
+    struct corral_process_spec spec = {.program = "sh", .rlimit_data = 64u << 20};
+    assert_int_equal(run_shell(spec, "ulimit -d"), 0);
+    CORRAL_AUTO_FREE char *text = log_text();
+    assert_string_equal(text, "65536\n");
+    spec.rlimit_data = 0;
+    assert_int_equal(run_shell(spec, "ulimit -d"), 0);
+    CORRAL_AUTO_FREE char *after = log_text();
+    assert_string_not_equal(after, "65536\n");
+}
+
+static void a_child_writes_itself_into_its_groups_before_it_executes(void **state)
+{
+    (void)state;
+    char path[128], reason[200];
+    snprintf(path, sizeof path, "%s/cgroup.procs", folder);
+    CORRAL_AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    struct corral_process_spec spec = {.program = "sh", .cgroup_fds = {fd}, .cgroup_fd_count = 1};
+    assert_int_equal(run_shell(spec, "true"), 0);
+    char written[8] = {0};
+    assert_int_equal(pread(fd, written, sizeof written, 0), 1);
+    assert_string_equal(written, "0");
+    CORRAL_AUTO_CLOSE int closed_for_writing = open(path, O_RDONLY | O_CLOEXEC);
+    spec.cgroup_fds[0] = closed_for_writing; /* a group that does not take it */
+    int code = run_shell(spec, "true");
+    assert_int_equal(code, 125);
+    assert_string_equal(corral_process_reason(code, log_file, reason, sizeof reason),
+                        "it could not enter its control group");
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(unlink(log_file), 0);
+}
+
+static void a_program_does_not_inherit_an_ignored_sigpipe(void **state)
+{
+    (void)state;
+    void (*before)(int) = signal(SIGPIPE, SIG_IGN);
+    struct corral_process_spec spec = {.program = "sh"};
+    int code = run_shell(spec, "kill -PIPE $$; exit 3");
+    (void)signal(SIGPIPE, before);
+    assert_int_equal(code, -SIGPIPE);
+    (void)unlink(log_file);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "child") == 0) {
@@ -397,6 +512,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_program_that_cannot_be_executed_says_so),
         cmocka_unit_test(a_log_that_cannot_be_opened_starts_nothing),
         cmocka_unit_test(dies_with_its_parent),
+        cmocka_unit_test(finds_a_program_in_path_and_runs_it_in_its_folder),
+        cmocka_unit_test(an_environment_is_added_to_replaced_and_taken_from),
+        cmocka_unit_test(a_program_or_folder_that_is_not_there_starts_nothing),
+        cmocka_unit_test(a_data_limit_holds_the_program_and_nobody_else),
+        cmocka_unit_test(a_child_writes_itself_into_its_groups_before_it_executes),
+        cmocka_unit_test(a_program_does_not_inherit_an_ignored_sigpipe),
         cmocka_unit_test(the_reason_is_what_the_process_said_last),
         cmocka_unit_test(a_long_last_line_is_cut_between_characters),
     };

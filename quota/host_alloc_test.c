@@ -131,10 +131,9 @@ static int exhaust_heap(int fd)
     while ((status = corral_alloc(corral_host_allocator(a), 60000, "piece", &memory, &err)) == CORRAL_OK) {
         taken += 60032;
     }
-    struct corral_ledger seen;
-    corral_quota_snapshot(q, &seen);
+    const struct corral_ledger *seen = corral_quota_ledger(q); /* nobody else is at it */
     bool ok = status == CORRAL_NOMEM && corral_host_alloc_used(a) == taken &&
-              seen.device[0].role[ROLLOUT].used == taken;
+              seen->device[0].role[ROLLOUT].used == taken;
     return ok ? 0 : 2;
 }
 
@@ -191,6 +190,48 @@ static void any_thread_may_allocate_and_release(void **state)
     close_fixture(&f);
 }
 
+static void spilling_is_opt_in_bounded_and_counted(void **state)
+{
+    (void)state;
+    struct fixture f = open_fixture(100 * MIB, 70 * MIB);
+    void *all, *first, *second = &f;
+    check_ok(corral_alloc(f.allocator, 50 * MIB, "all", &all, &err));
+    assert_int_equal(corral_alloc(f.allocator, MIB, "adam moments", &second, &err), CORRAL_DENIED);
+    corral_host_alloc_set_spill(f.a, 3 * MIB);
+    check_ok(corral_alloc(f.allocator, 2 * MIB, "adam moments", &first, &err));
+    memset(first, 1, 2 * MIB);
+    assert_int_equal(charged(&f), 50 * MIB);
+    assert_int_equal(corral_host_alloc_spilled(f.a), 2 * MIB);
+    assert_int_equal(corral_quota_ledger(f.q)->device[0].role[TRAINER].spilled, 2 * MIB);
+    assert_int_equal(corral_alloc(f.allocator, 2 * MIB, "adam moments", &second, &err), CORRAL_DENIED);
+    assert_ptr_equal(second, &f);
+    corral_release(f.allocator, first, 2 * MIB);
+    assert_int_equal(corral_quota_ledger(f.q)->device[0].role[TRAINER].spilled, 0);
+    check_ok(corral_alloc(f.allocator, 3 * MIB, "adam moments", &second, &err));
+    corral_release(f.allocator, second, 3 * MIB);
+    corral_release(f.allocator, all, 50 * MIB);
+    assert_int_equal(charged(&f), 0);
+    close_fixture(&f);
+}
+
+static void a_charge_is_found_among_thousands(void **state)
+{
+    (void)state;
+    enum { PIECES = 3000 };
+    struct fixture f = open_fixture(100 * MIB, 70 * MIB);
+    static void *memory[PIECES];
+    for (size_t i = 0; i < PIECES; i++) {
+        check_ok(corral_alloc(f.allocator, i, "piece", &memory[i], &err));
+    }
+    for (size_t step = 0; step < 7; step++) {
+        for (size_t i = step; i < PIECES; i += 7) {
+            corral_release(f.allocator, memory[i], i);
+        }
+    }
+    assert_int_equal(charged(&f), 0);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -199,6 +240,8 @@ int main(void)
         cmocka_unit_test(the_system_refusing_pages_rolls_the_charge_back),
         cmocka_unit_test(the_heap_refusing_rolls_the_charge_back),
         cmocka_unit_test(any_thread_may_allocate_and_release),
+        cmocka_unit_test(spilling_is_opt_in_bounded_and_counted),
+        cmocka_unit_test(a_charge_is_found_among_thousands),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

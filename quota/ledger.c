@@ -1,456 +1,511 @@
-#include "quota/ledger.h"
+#include "quota/ledger_internal.h"
 
-#include "base/text.h"
-#include <assert.h>
-#include <stdatomic.h>
-#include <string.h>
+/* ---- claims and totals ---- */
 
-/* Between two stores whose order matters when the process is killed between them. A killed process's stores up to that
- * point are seen by others in program order, so keeping the compiler from moving them is enough. The explorer test
- * defines it to stop at every one of these points. */
-#ifndef CORRAL_LEDGER_STEP
-#define CORRAL_LEDGER_STEP() atomic_signal_fence(memory_order_seq_cst)
-#endif
-
-#define BYTES_TEXT 32
-
-static uint64_t add_saturating(uint64_t a, uint64_t b)
+uint64_t corral_ledger_claims(const struct corral_ledger *l, const struct corral_ledger_device *d,
+                              uint32_t except)
 {
-    uint64_t sum;
-    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
-}
-
-static uint64_t subtract_floor(uint64_t a, uint64_t b)
-{
-    return a > b ? a - b : 0;
-}
-
-/* Counts may come from a mapping that another process damaged; never index past the tables. */
-static uint32_t device_count(const struct corral_ledger *l)
-{
-    return CORRAL_MIN(l->device_count, CORRAL_LEDGER_DEVICES_MAX);
-}
-
-static uint32_t role_count(const struct corral_ledger *l)
-{
-    return CORRAL_MIN(l->role_count, CORRAL_LEDGER_ROLES_MAX);
-}
-
-static uint32_t holder_high(const struct corral_ledger *l)
-{
-    return CORRAL_MIN(l->holder_high, CORRAL_LEDGER_HOLDERS_MAX);
-}
-
-static bool holder_counts(const struct corral_ledger *l, const struct corral_ledger_holder *h)
-{
-    return h->pid != 0 && h->device < device_count(l) && h->role < role_count(l);
-}
-
-static struct corral_ledger_role *holder_role(struct corral_ledger *l, const struct corral_ledger_holder *h)
-{
-    return &l->device[h->device].role[h->role];
-}
-
-void corral_ledger_init(struct corral_ledger *l)
-{
-    memset(l, 0, sizeof *l);
-    l->magic = CORRAL_LEDGER_MAGIC;
-    l->version = CORRAL_LEDGER_VERSION;
-}
-
-static enum corral_status check_name(const struct corral_ledger *l, const char *kind, const char *name,
-                                     struct corral_error *err)
-{
-    size_t length = strnlen(name, CORRAL_LEDGER_NAME_MAX);
-    if (length == 0 || length == CORRAL_LEDGER_NAME_MAX) {
-        return corral_fail(err, CORRAL_INVALID, "%s name \"%.*s\": must have 1 to %d bytes", kind,
-                           CORRAL_LEDGER_NAME_MAX, name, CORRAL_LEDGER_NAME_MAX - 1);
-    }
-    if (l->holder_high > 0) {
-        return corral_fail(err, CORRAL_STATE, "%s %s: the ledger already has holders", kind, name);
-    }
-    return CORRAL_OK;
-}
-
-enum corral_status corral_ledger_add_role(struct corral_ledger *l, const char *name, uint32_t *out,
-                                          struct corral_error *err)
-{
-    CORRAL_TRY(check_name(l, "role", name, err));
-    if (corral_ledger_find_role(l, name) != UINT32_MAX) {
-        return corral_fail(err, CORRAL_EXISTS, "role %s is already in the ledger", name);
-    }
-    if (l->role_count >= CORRAL_LEDGER_ROLES_MAX) {
-        return corral_fail(err, CORRAL_INVALID, "role %s: the ledger has room for %d roles", name,
-                           CORRAL_LEDGER_ROLES_MAX);
-    }
-    strcpy(l->role_name[l->role_count], name);
-    *out = l->role_count++;
-    return CORRAL_OK;
-}
-
-enum corral_status corral_ledger_add_device(struct corral_ledger *l, const char *name, uint64_t physical,
-                                            uint64_t headroom, uint32_t *out, struct corral_error *err)
-{
-    CORRAL_TRY(check_name(l, "device", name, err));
-    if (corral_ledger_find_device(l, name) != UINT32_MAX) {
-        return corral_fail(err, CORRAL_EXISTS, "device %s is already in the ledger", name);
-    }
-    if (l->device_count >= CORRAL_LEDGER_DEVICES_MAX) {
-        return corral_fail(err, CORRAL_INVALID, "device %s: the ledger has room for %d devices", name,
-                           CORRAL_LEDGER_DEVICES_MAX);
-    }
-    if (headroom > physical) {
-        char a[BYTES_TEXT], b[BYTES_TEXT];
-        return corral_fail(err, CORRAL_INVALID, "device %s: headroom %s is more than its memory %s", name,
-                           corral_format_bytes(headroom, a, sizeof a),
-                           corral_format_bytes(physical, b, sizeof b));
-    }
-    struct corral_ledger_device *d = &l->device[l->device_count];
-    strcpy(d->name, name);
-    d->physical = physical;
-    d->headroom = headroom;
-    *out = l->device_count++;
-    return CORRAL_OK;
-}
-
-static enum corral_status check_place(const struct corral_ledger *l, uint32_t device, uint32_t role,
-                                      struct corral_error *err)
-{
-    if (device >= device_count(l) || role >= role_count(l)) {
-        return corral_fail(err, CORRAL_INVALID, "device %u, role %u: the ledger has %u devices and %u roles",
-                           device, role, l->device_count, l->role_count);
-    }
-    return CORRAL_OK;
-}
-
-enum corral_status corral_ledger_set_limits(struct corral_ledger *l, uint32_t device, uint32_t role,
-                                            uint64_t floor, uint64_t ceiling, struct corral_error *err)
-{
-    CORRAL_TRY(check_place(l, device, role, err));
-    if (l->holder_high > 0) {
-        return corral_fail(err, CORRAL_STATE, "limits of %s on %s: the ledger already has holders",
-                           l->role_name[role], l->device[device].name);
-    }
-    l->device[device].role[role].floor = floor;
-    l->device[device].role[role].ceiling = ceiling;
-    return CORRAL_OK;
-}
-
-static enum corral_status check_device_plan(const struct corral_ledger *l,
-                                            const struct corral_ledger_device *d, double overcommit,
-                                            struct corral_error *err)
-{
-    char a[BYTES_TEXT], b[BYTES_TEXT], c[BYTES_TEXT];
-    uint64_t floors = 0, ceilings = 0;
-    for (uint32_t r = 0; r < role_count(l); r++) {
-        const struct corral_ledger_role *role = &d->role[r];
-        if (role->floor > role->ceiling) {
-            return corral_fail(err, CORRAL_INVALID, "device %s: %s has floor %s above its ceiling %s",
-                               d->name, l->role_name[r], corral_format_bytes(role->floor, a, sizeof a),
-                               corral_format_bytes(role->ceiling, b, sizeof b));
-        }
-        floors = add_saturating(floors, role->floor);
-        ceilings = add_saturating(ceilings, role->ceiling);
-    }
-    uint64_t room = subtract_floor(d->physical, d->headroom);
-    if (d->headroom > d->physical || floors > room) {
-        return corral_fail(
-            err, CORRAL_INVALID, "device %s: floors add up to %s, which is %s more than fits; at most %s do",
-            d->name, corral_format_bytes(floors, a, sizeof a),
-            corral_format_bytes(floors - room, b, sizeof b), corral_format_bytes(room, c, sizeof c));
-    }
-    /* In millionths, so that 1.2 x 100 MiB is 120 MiB and not a byte less. */
-    unsigned __int128 limit = (unsigned __int128)d->physical * (uint64_t)(overcommit * 1e6 + 0.5) / 1000000;
-    uint64_t fits = limit > UINT64_MAX ? UINT64_MAX : (uint64_t)limit;
-    if (ceilings > fits) {
-        return corral_fail(
-            err, CORRAL_INVALID,
-            "device %s: ceilings add up to %s, which is %s more than overcommit %.2f allows; at most %s do",
-            d->name, corral_format_bytes(ceilings, a, sizeof a),
-            corral_format_bytes(ceilings - fits, b, sizeof b), overcommit,
-            corral_format_bytes(fits, c, sizeof c));
-    }
-    return CORRAL_OK;
-}
-
-enum corral_status corral_ledger_check_plan(const struct corral_ledger *l, double overcommit,
-                                            struct corral_error *err)
-{
-    if (!(overcommit >= 1.0 && overcommit <= CORRAL_LEDGER_OVERCOMMIT_MAX)) {
-        return corral_fail(err, CORRAL_INVALID, "overcommit %g: must be 1.0 to %.1f", overcommit,
-                           CORRAL_LEDGER_OVERCOMMIT_MAX);
-    }
-    for (uint32_t d = 0; d < device_count(l); d++) {
-        CORRAL_TRY(check_device_plan(l, &l->device[d], overcommit, err));
-    }
-    return CORRAL_OK;
-}
-
-/* The one place where charges change. The redo record is complete before it is named, and cleared last. */
-static void apply(struct corral_ledger *l, uint32_t holder, uint64_t reserved, uint64_t committed)
-{
-    struct corral_ledger_holder *h = &l->holder[holder];
-    struct corral_ledger_role *role = holder_role(l, h);
-    uint64_t used = role->used - (h->reserved + h->committed) + reserved + committed;
-    l->pending_reserved = reserved;
-    l->pending_committed = committed;
-    CORRAL_LEDGER_STEP();
-    l->pending_holder = holder + 1;
-    CORRAL_LEDGER_STEP();
-    h->reserved = reserved;
-    CORRAL_LEDGER_STEP();
-    h->committed = committed;
-    CORRAL_LEDGER_STEP();
-    role->used = used;
-    CORRAL_LEDGER_STEP();
-    role->peak = CORRAL_MAX(role->peak, used);
-    CORRAL_LEDGER_STEP();
-    l->pending_holder = 0;
-    CORRAL_LEDGER_STEP();
-}
-
-enum corral_status corral_ledger_join(struct corral_ledger *l, uint32_t device, uint32_t role, pid_t pid,
-                                      uint64_t start_time, uint32_t *holder, struct corral_error *err)
-{
-    CORRAL_TRY(check_place(l, device, role, err));
-    if (pid <= 0) {
-        return corral_fail(err, CORRAL_INVALID, "process %d cannot hold memory", (int)pid);
-    }
-    if (l->device[device].role[role].ceiling == 0) {
-        return corral_fail(err, CORRAL_NOT_FOUND, "role %s has no memory on device %s", l->role_name[role],
-                           l->device[device].name);
-    }
-    uint32_t slot = 0;
-    while (slot < holder_high(l) && l->holder[slot].pid != 0) {
-        slot++;
-    }
-    if (slot == CORRAL_LEDGER_HOLDERS_MAX) {
-        return corral_fail(err, CORRAL_NOMEM, "all %d holder slots of the ledger are in use",
-                           CORRAL_LEDGER_HOLDERS_MAX);
-    }
-    struct corral_ledger_holder *h = &l->holder[slot];
-    h->generation++;
-    h->start_time = start_time;
-    h->role = role;
-    h->device = device;
-    h->reserved = h->committed = 0;
-    h->step = 0;
-    l->holder_high = CORRAL_MAX(holder_high(l), slot + 1);
-    CORRAL_LEDGER_STEP();
-    h->pid = pid; /* from here on the slot counts */
-    CORRAL_LEDGER_STEP();
-    *holder = slot;
-    return CORRAL_OK;
-}
-
-static struct corral_ledger_holder *held(struct corral_ledger *l, uint32_t holder)
-{
-    assert(holder < CORRAL_LEDGER_HOLDERS_MAX && holder_counts(l, &l->holder[holder]));
-    return &l->holder[holder];
-}
-
-void corral_ledger_leave(struct corral_ledger *l, uint32_t holder)
-{
-    assert(holder < CORRAL_LEDGER_HOLDERS_MAX);
-    struct corral_ledger_holder *h = &l->holder[holder];
-    if (holder_counts(l, h)) {
-        apply(l, holder, 0, 0);
-    }
-    h->pid = 0;
-    CORRAL_LEDGER_STEP();
-    uint32_t high = holder_high(l);
-    while (high > 0 && l->holder[high - 1].pid == 0) {
-        high--;
-    }
-    l->holder_high = high;
-}
-
-/* physical minus headroom minus what the other roles have or are guaranteed: the most this role may use. */
-static uint64_t room_for(const struct corral_ledger *l, uint32_t device, uint32_t role)
-{
-    const struct corral_ledger_device *d = &l->device[device];
     uint64_t taken = d->headroom;
     for (uint32_t q = 0; q < role_count(l); q++) {
-        if (q != role) {
-            taken = add_saturating(taken, CORRAL_MAX(d->role[q].floor, d->role[q].used));
+        if (q != except) {
+            taken = add_saturating(taken, role_claim(&d->role[q]));
         }
     }
-    return subtract_floor(d->physical, taken);
+    return taken;
 }
 
-enum corral_status corral_ledger_reserve(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
-                                         struct corral_ledger_denial *why)
+void corral_ledger_note_peaks(struct corral_ledger *l, uint32_t device)
 {
-    struct corral_ledger_holder *h = held(l, holder);
-    struct corral_ledger_role *role = holder_role(l, h);
-    uint64_t under_ceiling = subtract_floor(role->ceiling, role->used);
-    uint64_t under_floors = subtract_floor(room_for(l, h->device, h->role), role->used);
-    if (bytes <= under_ceiling && bytes <= under_floors) {
-        apply(l, holder, h->reserved + bytes, h->committed);
-        return CORRAL_OK;
+    struct corral_ledger_device *d = &l->device[device];
+    for (uint32_t r = 0; r < role_count(l); r++) {
+        struct corral_ledger_role *role = &d->role[r];
+        role->peak = CORRAL_MAX(role->peak, role->used);
+        role->window_peak = CORRAL_MAX(role->window_peak, role->used);
     }
-    role->denied++;
+    d->window_claim = CORRAL_MAX(d->window_claim, corral_ledger_claims(l, d, CORRAL_LEDGER_NONE));
+}
+
+/* The roles' totals are sums over the holders; every sum is stored once, so that a reader without the lock sees no half of it. */
+void corral_ledger_recount(struct corral_ledger *l, uint32_t device)
+{
+    struct corral_ledger_role sum[CORRAL_LEDGER_ROLES_MAX] = {0};
+    struct corral_ledger_device *d = &l->device[device];
+    uint32_t steps_open = 0;
+    for (uint32_t i = 0; i < holder_high(l); i++) {
+        const struct corral_ledger_holder *h = &l->holder[i];
+        if (holder_counts(l, h) && h->device == device) {
+            struct corral_ledger_role *s = &sum[h->role];
+            s->used = add_saturating(s->used, holder_use(h));
+            s->booked = add_saturating(s->booked, booking_left(h));
+            s->spilled = add_saturating(s->spilled, h->spilled);
+            s->pinned = add_saturating(s->pinned, h->pinned);
+            steps_open += h->step_slot != 0;
+        }
+    }
+    for (uint32_t r = 0; r < role_count(l); r++) {
+        struct corral_ledger_role *role = &d->role[r];
+        role->used = sum[r].used;
+        CORRAL_LEDGER_STEP();
+        role->booked = sum[r].booked;
+        role->spilled = sum[r].spilled;
+        role->pinned = sum[r].pinned;
+        CORRAL_LEDGER_STEP();
+    }
+    d->steps_open = steps_open;
+    corral_ledger_note_peaks(l, device);
+}
+
+/* ---- one charge ---- */
+
+struct charge {
+    uint32_t holder, kind;
+    uint64_t reserved, committed, kind_bytes;
+    uint32_t allocation; /* slot + 1; 0: untagged */
+    struct corral_ledger_allocation to;
+    uint32_t free_head, high;
+};
+
+static void finish_allocation(struct corral_ledger *l)
+{
+    const uint64_t *f = l->pending_field;
+    uint32_t slot = (uint32_t)f[CHARGE_ALLOCATION_OWNER];
+    if (slot == 0 || slot > CORRAL_LEDGER_ALLOCATIONS_MAX) {
+        return;
+    }
+    struct corral_ledger_allocation *a = &l->allocation[slot - 1];
+    uint32_t owner = (uint32_t)(f[CHARGE_ALLOCATION_OWNER] >> 32);
+    if (owner == 0 && a->holder != 0 && a->next != 0) {
+        corral_ledger_drop_exports(l, slot - 1);
+    }
+    a->bytes = f[CHARGE_BYTES];
+    a->step = (uint32_t)f[CHARGE_TAG];
+    a->kind = (uint8_t)(f[CHARGE_TAG] >> 32);
+    a->phase = (uint8_t)(f[CHARGE_TAG] >> 40);
+    a->committed = (uint8_t)(f[CHARGE_TAG] >> 48);
+    a->orphan = (uint8_t)(f[CHARGE_TAG] >> 56);
+    CORRAL_LEDGER_STEP();
+    a->generation = (uint32_t)f[CHARGE_GENERATION_NEXT];
+    a->next = (uint32_t)(f[CHARGE_GENERATION_NEXT] >> 32);
+    a->holder = owner;
+    CORRAL_LEDGER_STEP();
+    l->allocation_free = (uint32_t)f[CHARGE_FREE_HIGH];
+    l->allocation_high = (uint32_t)(f[CHARGE_FREE_HIGH] >> 32);
+}
+
+void corral_ledger_finish_charge(struct corral_ledger *l)
+{
+    const uint64_t *f = l->pending_field;
+    uint32_t holder = (uint32_t)f[CHARGE_HOLDER_KIND], kind = (uint32_t)(f[CHARGE_HOLDER_KIND] >> 32);
+    if (holder >= CORRAL_LEDGER_HOLDERS_MAX || kind >= CORRAL_KINDS ||
+        !holder_counts(l, &l->holder[holder])) {
+        return;
+    }
+    struct corral_ledger_holder *h = &l->holder[holder];
+    struct corral_ledger_device *d = &l->device[h->device];
+    struct corral_ledger_role *role = &d->role[h->role];
+    h->reserved = f[CHARGE_RESERVED];
+    CORRAL_LEDGER_STEP();
+    h->committed = f[CHARGE_COMMITTED];
+    CORRAL_LEDGER_STEP();
+    h->kind_bytes[kind] = f[CHARGE_KIND_BYTES];
+    CORRAL_LEDGER_STEP();
+    finish_allocation(l);
+    CORRAL_LEDGER_STEP();
+    role->used = f[CHARGE_USED];
+    CORRAL_LEDGER_STEP();
+    role->booked = f[CHARGE_BOOKED];
+    CORRAL_LEDGER_STEP();
+    role->peak = CORRAL_MAX(role->peak, role->used);
+    role->window_peak = CORRAL_MAX(role->window_peak, role->used);
+    if (d->steps_open != 0) {
+        d->window_claim = CORRAL_MAX(d->window_claim, corral_ledger_claims(l, d, CORRAL_LEDGER_NONE));
+    }
+    if (h->step_slot != 0 && h->step_slot <= CORRAL_LEDGER_STEPS_MAX) {
+        struct corral_ledger_window *w = &l->step[h->step_slot - 1];
+        w->holder_peak = CORRAL_MAX(w->holder_peak, holder_use(h));
+    }
+}
+
+/* The one place where charges change. */
+static void apply(struct corral_ledger *l, const struct charge *c)
+{
+    const struct corral_ledger_holder *h = &l->holder[c->holder];
+    const struct corral_ledger_role *role = &l->device[h->device].role[h->role];
+    struct corral_ledger_holder after = {.reserved = c->reserved,
+                                         .committed = c->committed,
+                                         .step_slot = h->step_slot,
+                                         .declared = h->declared};
+    uint64_t *f = l->pending_field;
+    f[CHARGE_HOLDER_KIND] = pack(c->holder, c->kind);
+    f[CHARGE_RESERVED] = c->reserved;
+    f[CHARGE_COMMITTED] = c->committed;
+    f[CHARGE_KIND_BYTES] = c->kind_bytes;
+    f[CHARGE_ALLOCATION_OWNER] = pack(c->allocation, c->to.holder);
+    f[CHARGE_BYTES] = c->to.bytes;
+    f[CHARGE_TAG] = (uint64_t)c->to.step | (uint64_t)c->to.kind << 32 | (uint64_t)c->to.phase << 40 |
+                    (uint64_t)c->to.committed << 48 | (uint64_t)c->to.orphan << 56;
+    f[CHARGE_GENERATION_NEXT] = pack(c->to.generation, c->to.next);
+    f[CHARGE_FREE_HIGH] = pack(c->free_head, c->high);
+    f[CHARGE_USED] = role->used - holder_use(h) + holder_use(&after);
+    f[CHARGE_BOOKED] = role->booked - booking_left(h) + booking_left(&after);
+    begin_change(l, PENDING_CHARGE);
+    corral_ledger_finish_charge(l);
+    end_change(l);
+}
+
+static struct charge charge_of(const struct corral_ledger *l, uint32_t holder, uint32_t kind)
+{
+    const struct corral_ledger_holder *h = &l->holder[holder];
+    return (struct charge){.holder = holder,
+                           .kind = kind,
+                           .reserved = h->reserved,
+                           .committed = h->committed,
+                           .kind_bytes = h->kind_bytes[kind],
+                           .free_head = l->allocation_free,
+                           .high = l->allocation_high};
+}
+
+static struct charge charge_of_allocation(const struct corral_ledger *l, uint32_t allocation)
+{
+    const struct corral_ledger_allocation *a = &l->allocation[allocation];
+    struct charge c = charge_of(l, a->holder - 1, CORRAL_MIN(a->kind, CORRAL_KINDS - 1));
+    c.allocation = allocation + 1;
+    c.to = *a;
+    return c;
+}
+
+/* Its bytes out of the holder's: tagged bytes are where the slot says, whatever a keep without the lock has marked since. */
+static void take_out(struct charge *c, const struct corral_ledger_allocation *a)
+{
+    if (a->committed == CORRAL_LEDGER_COMMITTED) {
+        c->committed = subtract_floor(c->committed, a->bytes);
+    } else {
+        c->reserved = subtract_floor(c->reserved, a->bytes);
+    }
+    c->kind_bytes = subtract_floor(c->kind_bytes, a->bytes);
+}
+
+/* ---- may it grow ---- */
+
+struct growth {
+    uint64_t booked;                              /* of the holder's own step: granted without question */
+    uint64_t under_ceiling, under_floors, thawed; /* beyond that */
+};
+
+static struct growth growth_of_role(const struct corral_ledger *l, uint32_t device, uint32_t of_role)
+{
+    const struct corral_ledger_device *d = &l->device[device];
+    const struct corral_ledger_role *role = &d->role[of_role];
+    uint64_t base = role_base(role);
+    uint64_t room = subtract_floor(d->physical, corral_ledger_claims(l, d, of_role));
+    return (struct growth){
+        .under_ceiling = subtract_floor(role->ceiling, base),
+        .under_floors = subtract_floor(room, base),
+        .thawed = d->steps_open != 0 ? subtract_floor(role->floor, base) : UINT64_MAX,
+    };
+}
+
+static struct growth growth_of(const struct corral_ledger *l, uint32_t holder)
+{
+    const struct corral_ledger_holder *h = &l->holder[holder];
+    struct growth g = growth_of_role(l, h->device, h->role);
+    g.booked = booking_left(h);
+    return g;
+}
+
+static uint64_t most(const struct growth *g)
+{
+    uint64_t free_growth = CORRAL_MIN(CORRAL_MIN(g->under_ceiling, g->under_floors), g->thawed);
+    return add_saturating(g->booked, free_growth);
+}
+
+static bool explain(const struct corral_ledger *l, uint32_t holder, uint64_t bytes, const struct growth *g,
+                    struct corral_ledger_denial *why)
+{
+    if (bytes <= most(g)) {
+        return true;
+    }
     if (why) {
+        const struct corral_ledger_holder *h = &l->holder[holder];
+        const struct corral_ledger_role *role = &l->device[h->device].role[h->role];
+        uint64_t beyond = bytes - g->booked;
         *why = (struct corral_ledger_denial){
-            .reason = bytes > under_ceiling ? CORRAL_LEDGER_OVER_CEILING : CORRAL_LEDGER_OVER_FLOORS,
+            .reason = beyond > g->under_ceiling  ? CORRAL_LEDGER_OVER_CEILING
+                      : beyond > g->under_floors ? CORRAL_LEDGER_OVER_FLOORS
+                                                 : CORRAL_LEDGER_FROZEN,
             .device = h->device,
             .role = h->role,
             .bytes = bytes,
             .used = role->used,
             .floor = role->floor,
             .ceiling = role->ceiling,
-            .available = CORRAL_MIN(under_ceiling, under_floors),
+            .available = most(g),
         };
     }
-    return CORRAL_DENIED;
+    return false;
 }
 
-void corral_ledger_commit(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
+bool corral_ledger_fits(const struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                        struct corral_ledger_denial *why)
 {
-    struct corral_ledger_holder *h = held(l, holder);
-    assert(bytes <= h->reserved);
-    apply(l, holder, h->reserved - bytes, h->committed + bytes);
+    assert(holder < CORRAL_LEDGER_HOLDERS_MAX && holder_counts(l, &l->holder[holder]));
+    struct growth g = growth_of(l, holder);
+    return explain(l, holder, bytes, &g, why);
 }
 
-void corral_ledger_rollback(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
+bool corral_ledger_step_fits(const struct corral_ledger *l, uint32_t holder, uint64_t declared,
+                             struct corral_ledger_denial *why)
 {
-    struct corral_ledger_holder *h = held(l, holder);
-    assert(bytes <= h->reserved);
-    apply(l, holder, h->reserved - bytes, h->committed);
-}
-
-void corral_ledger_release(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
-{
-    struct corral_ledger_holder *h = held(l, holder);
-    assert(bytes <= h->committed);
-    apply(l, holder, h->reserved, h->committed - bytes);
+    assert(holder < CORRAL_LEDGER_HOLDERS_MAX && holder_counts(l, &l->holder[holder]));
+    struct growth g = growth_of(l, holder);
+    g.thawed =
+        UINT64_MAX; /* a step books before it borrows: opening one is how a trainer grows while another's is open */
+    return explain(l, holder, subtract_floor(declared, holder_use(&l->holder[holder])), &g, why);
 }
 
 uint64_t corral_ledger_available(const struct corral_ledger *l, uint32_t holder)
 {
     assert(holder < CORRAL_LEDGER_HOLDERS_MAX && holder_counts(l, &l->holder[holder]));
-    const struct corral_ledger_holder *h = &l->holder[holder];
-    const struct corral_ledger_role *role = &l->device[h->device].role[h->role];
-    return subtract_floor(CORRAL_MIN(role->ceiling, room_for(l, h->device, h->role)), role->used);
+    struct growth g = growth_of(l, holder);
+    return most(&g);
 }
 
-void corral_ledger_repair(struct corral_ledger *l)
+uint64_t corral_ledger_room(const struct corral_ledger *l, uint32_t device, uint32_t role)
 {
-    if (l->pending_holder != 0 && l->pending_holder <= CORRAL_LEDGER_HOLDERS_MAX) {
-        struct corral_ledger_holder *h = &l->holder[l->pending_holder - 1];
-        h->reserved = l->pending_reserved;
-        CORRAL_LEDGER_STEP();
-        h->committed = l->pending_committed;
-        CORRAL_LEDGER_STEP();
+    struct growth g = growth_of_role(l, device, role);
+    return most(&g);
+}
+
+static bool admit(struct corral_ledger *l, uint32_t holder, uint64_t bytes, struct corral_ledger_denial *why)
+{
+    if (corral_ledger_fits(l, holder, bytes, why)) {
+        return true;
     }
-    l->pending_holder = 0;
+    holder_role(l, &l->holder[holder])->denied++;
+    return false;
+}
+
+/* ---- untagged charges ---- */
+
+enum corral_status corral_ledger_reserve(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                                         struct corral_ledger_denial *why)
+{
+    held(l, holder);
+    if (!admit(l, holder, bytes, why)) {
+        return CORRAL_DENIED;
+    }
+    struct charge c = charge_of(l, holder, CORRAL_KIND_HOST);
+    c.reserved += bytes;
+    c.kind_bytes += bytes;
+    apply(l, &c);
+    return CORRAL_OK;
+}
+
+void corral_ledger_commit(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
+{
+    const struct corral_ledger_holder *h = held(l, holder);
+    assert(bytes <= h->reserved);
+    bytes = CORRAL_MIN(bytes, h->reserved);
+    struct charge c = charge_of(l, holder, CORRAL_KIND_HOST);
+    c.reserved -= bytes;
+    c.committed += bytes;
+    apply(l, &c);
+}
+
+/* Untagged bytes whose kind the caller does not say are host memory; those of a full table may be of another kind. */
+static uint32_t kind_with(const struct corral_ledger_holder *h, uint64_t bytes)
+{
+    uint32_t best = CORRAL_KIND_HOST;
+    for (uint32_t k = 0; k < CORRAL_KINDS && h->kind_bytes[best] < bytes; k++) {
+        best = h->kind_bytes[k] > h->kind_bytes[best] ? k : best;
+    }
+    return best;
+}
+
+void corral_ledger_rollback(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
+{
+    const struct corral_ledger_holder *h = held(l, holder);
+    assert(bytes <= h->reserved);
+    bytes = CORRAL_MIN(bytes, h->reserved);
+    struct charge c = charge_of(l, holder, kind_with(h, bytes));
+    c.reserved -= bytes;
+    c.kind_bytes = subtract_floor(c.kind_bytes, bytes);
+    apply(l, &c);
+}
+
+void corral_ledger_release(struct corral_ledger *l, uint32_t holder, uint64_t bytes)
+{
+    const struct corral_ledger_holder *h = held(l, holder);
+    assert(bytes <= h->committed);
+    bytes = CORRAL_MIN(bytes, h->committed);
+    struct charge c = charge_of(l, holder, kind_with(h, bytes));
+    c.committed -= bytes;
+    c.kind_bytes = subtract_floor(c.kind_bytes, bytes);
+    apply(l, &c);
+}
+
+enum corral_status corral_ledger_take_untagged(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                                               enum corral_ledger_kind kind, struct corral_ledger_denial *why)
+{
+    held(l, holder);
+    assert((uint32_t)kind < CORRAL_KINDS);
+    if (!admit(l, holder, bytes, why)) {
+        return CORRAL_DENIED;
+    }
+    struct charge c = charge_of(l, holder, kind);
+    c.committed += bytes;
+    c.kind_bytes += bytes;
+    apply(l, &c);
+    return CORRAL_OK;
+}
+
+void corral_ledger_give_back_untagged(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                                      enum corral_ledger_kind kind)
+{
+    const struct corral_ledger_holder *h = held(l, holder);
+    assert((uint32_t)kind < CORRAL_KINDS && bytes <= h->kind_bytes[kind] && bytes <= holder_use(h));
+    struct charge c = charge_of(l, holder, CORRAL_MIN((uint32_t)kind, CORRAL_KINDS - 1));
+    bytes = CORRAL_MIN(bytes, c.kind_bytes);
+    uint64_t committed = CORRAL_MIN(bytes, h->committed);
+    c.committed -= committed;
+    c.reserved = subtract_floor(c.reserved, bytes - committed);
+    c.kind_bytes -= bytes;
+    apply(l, &c);
+}
+
+/* ---- tagged charges ---- */
+
+/* A free slot goes into the charge, if there is one. */
+static void tag(const struct corral_ledger *l, struct charge *c, uint64_t bytes, enum corral_ledger_kept kept)
+{
+    const struct corral_ledger_holder *h = &l->holder[c->holder];
+    uint32_t slot = 0;
+    if (l->allocation_free != 0 && l->allocation_free <= allocation_high(l)) {
+        slot = l->allocation_free;
+        c->free_head = l->allocation[slot - 1].next;
+    } else if (allocation_high(l) < CORRAL_LEDGER_ALLOCATIONS_MAX) {
+        slot = allocation_high(l) + 1;
+        c->high = slot;
+    } else {
+        return;
+    }
+    c->allocation = slot;
+    c->to = (struct corral_ledger_allocation){.bytes = bytes,
+                                              .holder = c->holder + 1,
+                                              .generation = l->allocation[slot - 1].generation + 1,
+                                              .step = (uint32_t)h->step,
+                                              .kind = (uint8_t)c->kind,
+                                              .phase = (uint8_t)h->phase,
+                                              .committed = (uint8_t)kept};
+}
+
+enum corral_status corral_ledger_take(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                                      enum corral_ledger_kind kind, uint32_t *allocation,
+                                      struct corral_ledger_denial *why)
+{
+    held(l, holder);
+    assert((uint32_t)kind < CORRAL_KINDS);
+    if (!admit(l, holder, bytes, why)) {
+        return CORRAL_DENIED;
+    }
+    struct charge c = charge_of(l, holder, kind);
+    c.reserved += bytes;
+    c.kind_bytes += bytes;
+    tag(l, &c, bytes, CORRAL_LEDGER_RESERVED);
+    apply(l, &c);
+    *allocation = c.allocation != 0 ? c.allocation - 1 : CORRAL_LEDGER_NONE;
+    return CORRAL_OK;
+}
+
+uint64_t corral_ledger_take_measured(struct corral_ledger *l, uint32_t holder, uint64_t bytes,
+                                     enum corral_ledger_kind kind, uint32_t *allocation)
+{
+    held(l, holder);
+    assert((uint32_t)kind < CORRAL_KINDS);
+    struct growth g = growth_of(l, holder);
+    g.thawed = UINT64_MAX;
+    uint64_t admitted = CORRAL_MIN(bytes, most(&g));
+    struct charge c = charge_of(l, holder, kind);
+    c.committed += admitted;
+    c.kind_bytes += admitted;
+    tag(l, &c, admitted, CORRAL_LEDGER_COMMITTED);
+    apply(l, &c);
+    *allocation = c.allocation != 0 ? c.allocation - 1 : CORRAL_LEDGER_NONE;
+    return admitted;
+}
+
+void corral_ledger_keep(struct corral_ledger *l, uint32_t allocation)
+{
+    const struct corral_ledger_allocation *a = allocated(l, allocation);
+    if (a->committed == CORRAL_LEDGER_COMMITTED) {
+        return;
+    }
+    struct charge c = charge_of_allocation(l, allocation);
+    take_out(&c, a);
+    c.committed += a->bytes;
+    c.kind_bytes += a->bytes;
+    c.to.committed = CORRAL_LEDGER_COMMITTED;
+    apply(l, &c);
+}
+
+void corral_ledger_forget_left(struct corral_ledger *l, uint32_t holder)
+{
+    struct corral_ledger_holder *h = &l->holder[holder];
+    if (h->pid == 0 || !h->left || holder_use(h) != 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < allocation_high(l); i++) {
+        if (l->allocation[i].holder == holder + 1) {
+            return; /* of no bytes, but others have its name */
+        }
+    }
+    h->pid = 0;
     CORRAL_LEDGER_STEP();
-    for (uint32_t d = 0; d < device_count(l); d++) {
-        uint64_t used[CORRAL_LEDGER_ROLES_MAX] = {0};
-        for (uint32_t i = 0; i < holder_high(l); i++) {
-            const struct corral_ledger_holder *h = &l->holder[i];
-            if (holder_counts(l, h) && h->device == d) {
-                used[h->role] = add_saturating(used[h->role], add_saturating(h->reserved, h->committed));
-            }
-        }
-        for (uint32_t r = 0; r < role_count(l); r++) {
-            struct corral_ledger_role *role = &l->device[d].role[r];
-            role->used = used[r];
-            CORRAL_LEDGER_STEP();
-            role->peak = CORRAL_MAX(role->peak, used[r]);
-            CORRAL_LEDGER_STEP();
-        }
-    }
+    corral_ledger_trim_holders(l);
 }
 
-static bool device_consistent(const struct corral_ledger *l, uint32_t device)
+void corral_ledger_free_allocation(struct corral_ledger *l, uint32_t allocation)
 {
-    const struct corral_ledger_device *d = &l->device[device];
-    uint64_t held_by[CORRAL_LEDGER_ROLES_MAX] = {0};
-    for (uint32_t i = 0; i < holder_high(l); i++) {
-        const struct corral_ledger_holder *h = &l->holder[i];
-        if (holder_counts(l, h) && h->device == device) {
-            held_by[h->role] = add_saturating(held_by[h->role], add_saturating(h->reserved, h->committed));
-        }
-    }
-    uint64_t taken = d->headroom;
-    for (uint32_t r = 0; r < role_count(l); r++) {
-        const struct corral_ledger_role *role = &d->role[r];
-        if (role->used != held_by[r] || role->used > role->ceiling || role->peak < role->used) {
-            return false;
-        }
-        taken = add_saturating(taken, CORRAL_MAX(role->floor, role->used));
-    }
-    return taken <= d->physical;
+    const struct corral_ledger_allocation *a = &l->allocation[allocation];
+    struct charge c = charge_of_allocation(l, allocation);
+    take_out(&c, a);
+    c.to.holder = 0;
+    c.to.orphan = 0;
+    c.to.next = l->allocation_free;
+    c.free_head = allocation + 1;
+    apply(l, &c);
+    corral_ledger_forget_left(l, c.holder);
 }
 
-bool corral_ledger_consistent(const struct corral_ledger *l)
+void corral_ledger_give_back(struct corral_ledger *l, uint32_t allocation)
 {
-    if (l->magic != CORRAL_LEDGER_MAGIC || l->version != CORRAL_LEDGER_VERSION || l->pending_holder != 0 ||
-        l->device_count > CORRAL_LEDGER_DEVICES_MAX || l->role_count > CORRAL_LEDGER_ROLES_MAX ||
-        l->holder_high > CORRAL_LEDGER_HOLDERS_MAX) {
-        return false;
+    struct corral_ledger_allocation *a = allocated(l, allocation);
+    if (!corral_ledger_is_imported(l, allocation)) {
+        corral_ledger_free_allocation(l, allocation);
+        return;
     }
-    for (uint32_t i = 0; i < l->holder_high; i++) {
-        if (l->holder[i].pid != 0 && !holder_counts(l, &l->holder[i])) {
-            return false;
-        }
-    }
-    for (uint32_t d = 0; d < l->device_count; d++) {
-        if (!device_consistent(l, d)) {
-            return false;
-        }
-    }
-    return true;
+    a->orphan = 1; /* the last importer frees it */
+    CORRAL_LEDGER_STEP();
+    corral_ledger_drop_exports(l, allocation);
 }
 
-void corral_ledger_reset_peaks(struct corral_ledger *l)
+enum corral_status corral_ledger_resize(struct corral_ledger *l, uint32_t allocation, uint64_t bytes,
+                                        struct corral_ledger_denial *why)
 {
-    for (uint32_t d = 0; d < device_count(l); d++) {
-        for (uint32_t r = 0; r < role_count(l); r++) {
-            l->device[d].role[r].peak = l->device[d].role[r].used;
-        }
+    const struct corral_ledger_allocation *a = allocated(l, allocation);
+    if (bytes > a->bytes && !admit(l, a->holder - 1, bytes - a->bytes, why)) {
+        return CORRAL_DENIED;
     }
-}
-
-uint64_t corral_ledger_slack(const struct corral_ledger *l, uint32_t device, uint32_t role)
-{
-    assert(device < device_count(l) && role < role_count(l));
-    (void)role;
-    const struct corral_ledger_device *d = &l->device[device];
-    uint64_t taken = d->headroom;
-    for (uint32_t q = 0; q < role_count(l); q++) {
-        taken = add_saturating(taken, d->role[q].used);
+    struct charge c = charge_of_allocation(l, allocation);
+    take_out(&c, a);
+    c.kind_bytes += bytes;
+    if (bytes > a->bytes || a->committed == CORRAL_LEDGER_COMMITTED) {
+        c.committed += bytes;
+        c.to.committed = CORRAL_LEDGER_COMMITTED;
+    } else {
+        c.reserved += bytes;
     }
-    return subtract_floor(d->physical, taken);
-}
-
-const char *corral_ledger_reason_name(enum corral_ledger_reason reason)
-{
-    static const char *const name[] = {
-        [CORRAL_LEDGER_FITS] = "fits",
-        [CORRAL_LEDGER_OVER_CEILING] = "over ceiling",
-        [CORRAL_LEDGER_OVER_FLOORS] = "over floors",
-    };
-    return (size_t)reason < CORRAL_COUNT_OF(name) ? name[reason] : "unknown";
-}
-
-uint32_t corral_ledger_find_device(const struct corral_ledger *l, const char *name)
-{
-    for (uint32_t d = 0; d < device_count(l); d++) {
-        if (strncmp(l->device[d].name, name, CORRAL_LEDGER_NAME_MAX) == 0) {
-            return d;
-        }
-    }
-    return UINT32_MAX;
-}
-
-uint32_t corral_ledger_find_role(const struct corral_ledger *l, const char *name)
-{
-    for (uint32_t r = 0; r < role_count(l); r++) {
-        if (strncmp(l->role_name[r], name, CORRAL_LEDGER_NAME_MAX) == 0) {
-            return r;
-        }
-    }
-    return UINT32_MAX;
+    c.to.bytes = bytes;
+    apply(l, &c);
+    return CORRAL_OK;
 }

@@ -1,54 +1,45 @@
-#include "quota/shared.h"
+#include "quota/shared_internal.h"
 
 #include "base/log.h"
-#include "base/text.h"
 #include "quota/process.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#define SHARED_MAGIC UINT32_C(0x53435143) /* "CQCS" */
-#define SHARED_VERSION 1
-#define SHARED_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define OURS_BYTES ((size_t)4096)
+#define LOCK_TRIES 24 /* with pauses between them: one or two microseconds, longer than an operation takes */
+#define LOCK_PAUSES 8
+#define TOKEN_BYTES 16
 
-struct shared_ledger {
-    uint32_t magic, version;
-    uint64_t bytes;
-    pthread_mutex_t ledger_lock;
-    _Atomic int32_t owner_pid; /* who has the lock, for the text of a timeout only */
-    _Atomic uint32_t repairs;
-    struct corral_ledger ledger __attribute__((aligned(64)));
-};
+/* ---- the lock ---- */
 
-struct corral_quota {
-    struct shared_ledger *shared;
-    pid_t pid; /* the process that attached */
-    uint32_t joined
-        [CORRAL_LEDGER_HOLDERS_MAX]; /* generation of the slots this attachment took; 0: not ours. Under the lock. */
-};
-
-static void quota_free(struct corral_quota *q)
-{
-    if (q && q->shared) {
-        munmap(q->shared, sizeof *q->shared);
-    }
-    free(q);
-}
-CORRAL_DEFINE_CLEANUP(struct corral_quota, quota_free)
-
-/* A process died with the lock: its operation is finished or forgotten, and the totals are the holders' again. */
+/* A process died with the lock: its operation is finished or forgotten, the totals are the holders' again, and what it held
+ * goes back if it is dead altogether. */
 static void take_over(struct shared_ledger *s)
 {
     corral_ledger_repair(&s->ledger);
     atomic_fetch_add_explicit(&s->repairs, 1, memory_order_relaxed);
     pthread_mutex_consistent(&s->ledger_lock);
+    corral_quota_reap_owner(s);
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
 /* Waits at most CORRAL_QUOTA_LOCK_MS_MAX. The thread sanitizer follows a robust lock only through the form without a deadline. */
@@ -57,6 +48,16 @@ static int lock_with_deadline(pthread_mutex_t *mutex)
 #if defined(__SANITIZE_THREAD__)
     return pthread_mutex_lock(mutex);
 #else
+    int rc = EBUSY;
+    for (int i = 0; i < LOCK_TRIES && rc == EBUSY; i++) {
+        for (int p = 0; p < LOCK_PAUSES; p++) {
+            relax();
+        }
+        rc = pthread_mutex_trylock(mutex);
+    }
+    if (rc != EBUSY) {
+        return rc;
+    }
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += CORRAL_QUOTA_LOCK_MS_MAX / 1000;
@@ -64,7 +65,7 @@ static int lock_with_deadline(pthread_mutex_t *mutex)
 #endif
 }
 
-static enum corral_status lock(struct corral_quota *q, struct corral_error *err)
+enum corral_status corral_quota_lock(struct corral_quota *q, struct corral_error *err)
 {
     struct shared_ledger *s = q->shared;
     int rc = pthread_mutex_trylock(&s->ledger_lock);
@@ -87,17 +88,32 @@ static enum corral_status lock(struct corral_quota *q, struct corral_error *err)
     return CORRAL_OK;
 }
 
-static void unlock(struct corral_quota *q)
+void corral_quota_unlock(struct corral_quota *q)
 {
     pthread_mutex_unlock(&q->shared->ledger_lock);
 }
 
-/* For changes that must not be lost: outwaits a stopped lock holder, saying so. False only when the lock is damaged. */
-static bool lock_patiently(struct corral_quota *q)
+void corral_quota_unlock_released(struct corral_quota *q, uint32_t device)
+{
+    struct shared_ledger *s = q->shared;
+    uint64_t bit = UINT64_C(1) << (device % CORRAL_LEDGER_DEVICES_MAX);
+    /* Relaxed: both sides are under the lock. */
+    bool waited = (atomic_load_explicit(&s->waiting, memory_order_relaxed) & bit) != 0;
+    if (waited) {
+        atomic_fetch_and_explicit(&s->waiting, ~bit, memory_order_relaxed);
+        atomic_fetch_add_explicit(&s->released, 1, memory_order_relaxed);
+    }
+    corral_quota_unlock(q);
+    if (waited) {
+        syscall(SYS_futex, &s->released, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    }
+}
+
+bool corral_quota_lock_patiently(struct corral_quota *q)
 {
     struct corral_error err;
     enum corral_status status;
-    while ((status = lock(q, &err)) == CORRAL_TIMEOUT) {
+    while ((status = corral_quota_lock(q, &err)) == CORRAL_TIMEOUT) {
         corral_log_warn("memory ledger busy, still waiting", LOG_ERR(&err));
     }
     if (status != CORRAL_OK) {
@@ -105,6 +121,56 @@ static bool lock_patiently(struct corral_quota *q)
     }
     return status == CORRAL_OK;
 }
+
+bool corral_quota_is_attached(const struct corral_quota *q)
+{
+    return q->ours ? *q->ours == 1 : q->pid == getpid();
+}
+
+enum corral_status corral_quota_check_process(const struct corral_quota *q, struct corral_error *err)
+{
+    if (!corral_quota_is_attached(q)) {
+        return corral_fail(err, CORRAL_STATE,
+                           "memory ledger: attached by process %d; attach again after fork", (int)q->pid);
+    }
+    return CORRAL_OK;
+}
+
+bool corral_quota_is_ours(const struct corral_quota *q, uint32_t holder)
+{
+    if (holder >= CORRAL_LEDGER_HOLDERS_MAX || q->joined[holder] == 0) {
+        return false;
+    }
+    const struct corral_ledger_holder *h = &q->shared->ledger.holder[holder];
+    return h->pid == (int32_t)q->pid && h->generation == q->joined[holder] && !h->left &&
+           h->device < CORRAL_LEDGER_DEVICES_MAX && h->role < CORRAL_LEDGER_ROLES_MAX;
+}
+
+bool corral_quota_lock_ours(struct corral_quota *q, uint32_t holder)
+{
+    if (!corral_quota_is_attached(q) || !corral_quota_lock_patiently(q)) {
+        return false;
+    }
+    if (!corral_quota_is_ours(q, holder)) {
+        corral_quota_unlock(q);
+        return false;
+    }
+    return true;
+}
+
+/* ---- the mapping ---- */
+
+static void quota_free(struct corral_quota *q)
+{
+    if (q && q->shared) {
+        munmap(q->shared, sizeof *q->shared);
+    }
+    if (q && q->ours) {
+        munmap((void *)(uintptr_t)q->ours, OURS_BYTES);
+    }
+    free(q);
+}
+CORRAL_DEFINE_CLEANUP(struct corral_quota, quota_free)
 
 static enum corral_status init_lock(struct shared_ledger *s, struct corral_error *err)
 {
@@ -115,6 +181,21 @@ static enum corral_status init_lock(struct shared_ledger *s, struct corral_error
     int rc = pthread_mutex_init(&s->ledger_lock, &attr);
     pthread_mutexattr_destroy(&attr);
     return rc == 0 ? CORRAL_OK : corral_fail_sys(err, rc, "memory ledger: make the lock");
+}
+
+/* A page that a fork() leaves zero in the child. */
+static const volatile uint32_t *page_of_ours(void)
+{
+    uint32_t *page = mmap(NULL, OURS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) {
+        return NULL;
+    }
+    if (madvise(page, OURS_BYTES, MADV_WIPEONFORK) != 0) {
+        munmap(page, OURS_BYTES);
+        return NULL;
+    }
+    *page = 1;
+    return page;
 }
 
 static enum corral_status map_shared(int fd, struct corral_quota **out, struct corral_error *err)
@@ -129,17 +210,44 @@ static enum corral_status map_shared(int fd, struct corral_quota **out, struct c
     }
     q->shared = map;
     q->pid = getpid();
+    q->ours = page_of_ours();
     *out = CORRAL_STEAL(q);
     return CORRAL_OK;
 }
 
-enum corral_status corral_quota_create(const struct corral_ledger *plan, int *fd_out,
-                                       struct corral_quota **out, struct corral_error *err)
+static enum corral_status draw_tokens(struct corral_ledger *l, struct corral_error *err)
+{
+    for (uint32_t r = 0; r < l->role_count; r++) {
+        ssize_t got;
+        do {
+            got = getrandom(l->role_token[r], TOKEN_BYTES, 0);
+        } while (got < 0 && errno == EINTR);
+        if (got != TOKEN_BYTES) {
+            return corral_fail_sys(err, errno, "memory ledger: draw the token of a role");
+        }
+    }
+    return CORRAL_OK;
+}
+
+static enum corral_status check_create(const struct corral_ledger *plan,
+                                       const struct corral_quota_options *options, struct corral_error *err)
 {
     if (plan->holder_high != 0 || !corral_ledger_consistent(plan)) {
         return corral_fail(err, CORRAL_INVALID,
                            "memory ledger: not a plan: it has holders, or its floors do not fit");
     }
+    if (options && options->pressure_wait_ms > CORRAL_QUOTA_PRESSURE_MS_MAX) {
+        return corral_fail(err, CORRAL_INVALID, "memory ledger: a pressure wait of %u ms; at most %d do",
+                           options->pressure_wait_ms, CORRAL_QUOTA_PRESSURE_MS_MAX);
+    }
+    return CORRAL_OK;
+}
+
+enum corral_status corral_quota_create(const struct corral_ledger *plan,
+                                       const struct corral_quota_options *options, int *fd_out,
+                                       struct corral_quota **out, struct corral_error *err)
+{
+    CORRAL_TRY(check_create(plan, options, err));
     CORRAL_AUTO_CLOSE int fd = memfd_create("corral-quota", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {
         return corral_fail_sys(err, errno, "memory ledger: create");
@@ -154,11 +262,17 @@ enum corral_status corral_quota_create(const struct corral_ledger *plan, int *fd
     }
     CORRAL_CLEANUP(quota_freep) struct corral_quota *q = NULL;
     CORRAL_TRY(map_shared(fd, &q, err));
-    CORRAL_TRY(init_lock(q->shared, err));
-    q->shared->ledger = *plan;
-    q->shared->bytes = sizeof *q->shared;
-    q->shared->version = SHARED_VERSION;
-    q->shared->magic = SHARED_MAGIC;
+    struct shared_ledger *s = q->shared;
+    CORRAL_TRY(init_lock(s, err));
+    memcpy(&s->ledger, plan,
+           offsetof(struct corral_ledger, share)); /* a plan has no shares and no allocations */
+    s->ledger.allocation_free = s->ledger.allocation_high = 0;
+    s->ledger.share_free = s->ledger.share_high = 0;
+    CORRAL_TRY(draw_tokens(&s->ledger, err));
+    s->pressure_wait_ms = options ? options->pressure_wait_ms : 0;
+    s->bytes = sizeof *s;
+    s->version = SHARED_VERSION;
+    s->magic = SHARED_MAGIC;
     *fd_out = fd;
     fd = -1;
     *out = CORRAL_STEAL(q);
@@ -193,14 +307,62 @@ enum corral_status corral_quota_attach(int fd, struct corral_quota **out, struct
     return CORRAL_OK;
 }
 
-/* Under the lock. A slot is ours when this attachment took it and nobody has taken it since. */
-static bool is_ours(const struct corral_quota *q, uint32_t holder)
+static bool parse_token(const char *hex, uint8_t out[TOKEN_BYTES])
 {
-    if (holder >= CORRAL_LEDGER_HOLDERS_MAX || q->joined[holder] == 0) {
+    if (strlen(hex) != 2 * TOKEN_BYTES || strspn(hex, "0123456789abcdef") != 2 * TOKEN_BYTES) {
         return false;
     }
-    const struct corral_ledger_holder *h = &q->shared->ledger.holder[holder];
-    return h->pid == (int32_t)q->pid && h->generation == q->joined[holder];
+    for (size_t i = 0; i < TOKEN_BYTES; i++) {
+        unsigned byte = 0;
+        sscanf(hex + 2 * i, "%2x", &byte);
+        out[i] = (uint8_t)byte;
+    }
+    return true;
+}
+
+/* Every byte of every token is looked at, so that the time taken says nothing about them. */
+static uint32_t role_of_token(const struct corral_ledger *l, const uint8_t token[TOKEN_BYTES])
+{
+    uint32_t found = CORRAL_LEDGER_NONE;
+    for (uint32_t r = 0; r < CORRAL_MIN(l->role_count, CORRAL_LEDGER_ROLES_MAX); r++) {
+        unsigned difference = 0;
+        for (size_t i = 0; i < TOKEN_BYTES; i++) {
+            difference |= (unsigned)(l->role_token[r][i] ^ token[i]);
+        }
+        found = difference == 0 ? r : found;
+    }
+    return found;
+}
+
+enum corral_status corral_quota_attach_environment(struct corral_quota **out, uint32_t *role,
+                                                   struct corral_error *err)
+{
+    const char *path = getenv(CORRAL_QUOTA_ENV_LEDGER), *hex = getenv(CORRAL_QUOTA_ENV_TOKEN);
+    if (!path && !hex) {
+        return corral_fail(err, CORRAL_NOT_FOUND,
+                           "memory ledger: this process was not started under a quota");
+    }
+    uint8_t token[TOKEN_BYTES];
+    if (!path || !hex || !parse_token(hex, token)) {
+        return corral_fail(err, CORRAL_INVALID, "memory ledger: %s and %s do not name a ledger and a role",
+                           CORRAL_QUOTA_ENV_LEDGER, CORRAL_QUOTA_ENV_TOKEN);
+    }
+    CORRAL_AUTO_CLOSE int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0 && (errno == ENOENT || errno == ESRCH)) {
+        return corral_fail(err, CORRAL_PEER, "memory ledger: %s is gone, and its agent with it", path);
+    }
+    if (fd < 0) {
+        return corral_fail_sys(err, errno, "memory ledger: open %s", path);
+    }
+    CORRAL_CLEANUP(quota_freep) struct corral_quota *q = NULL;
+    CORRAL_TRY(corral_quota_attach(fd, &q, err));
+    uint32_t found = role_of_token(&q->shared->ledger, token);
+    if (found == CORRAL_LEDGER_NONE) {
+        return corral_fail(err, CORRAL_INVALID, "memory ledger: the token is no role's of this ledger");
+    }
+    *role = found;
+    *out = CORRAL_STEAL(q);
+    return CORRAL_OK;
 }
 
 void corral_quota_detach(struct corral_quota *q)
@@ -208,31 +370,93 @@ void corral_quota_detach(struct corral_quota *q)
     if (!q) {
         return;
     }
-    if (q->pid == getpid() && lock_patiently(q)) {
+    if (corral_quota_is_attached(q) && corral_quota_lock_patiently(q)) {
+        uint64_t devices = 0;
         for (uint32_t i = 0; i < CORRAL_LEDGER_HOLDERS_MAX; i++) {
-            if (is_ours(q, i)) {
+            if (corral_quota_is_ours(q, i) && !q->borrowed[i]) {
+                devices |= UINT64_C(1) << q->shared->ledger.holder[i].device;
                 corral_ledger_leave(&q->shared->ledger, i);
             }
         }
-        unlock(q);
+        corral_quota_unlock(q);
+        for (uint32_t d = 0; devices != 0 && d < CORRAL_LEDGER_DEVICES_MAX; d++) {
+            if ((devices >> d & 1) != 0 && corral_quota_lock_patiently(q)) {
+                corral_quota_unlock_released(q, d);
+            }
+        }
     }
     quota_free(q);
 }
 
-static enum corral_status check_process(const struct corral_quota *q, struct corral_error *err)
+void corral_quota_token(const struct corral_quota *q, uint32_t role, char out[33])
 {
-    if (q->pid != getpid()) {
-        return corral_fail(err, CORRAL_STATE,
-                           "memory ledger: attached by process %d; attach again after fork", (int)q->pid);
+    out[0] = '\0';
+    for (size_t i = 0; role < CORRAL_LEDGER_ROLES_MAX && i < TOKEN_BYTES; i++) {
+        snprintf(out + 2 * i, 3, "%02x", q->shared->ledger.role_token[role][i]);
     }
+}
+
+const struct corral_ledger *corral_quota_ledger(const struct corral_quota *q)
+{
+    return &q->shared->ledger;
+}
+
+/* ---- joining ---- */
+
+enum corral_status corral_quota_join_index(struct corral_quota *q, uint32_t device, uint32_t role,
+                                           uint32_t *holder, struct corral_error *err)
+{
+    CORRAL_TRY(corral_quota_check_process(q, err));
+    struct corral_ledger *l = &q->shared->ledger;
+    uint64_t start_time = corral_process_start_time(q->pid);
+    uint32_t slot;
+    CORRAL_TRY(corral_quota_lock(q, err));
+    enum corral_status status = corral_ledger_join(l, device, role, q->pid, start_time, &slot, err);
+    if (status == CORRAL_NOMEM) { /* slots of the dead may be among them */
+        corral_quota_unlock(q);
+        corral_quota_reap(q);
+        CORRAL_TRY(corral_quota_lock(q, err));
+        status = corral_ledger_join(l, device, role, q->pid, start_time, &slot, err);
+    }
+    if (status == CORRAL_OK) {
+        q->joined[slot] = l->holder[slot].generation;
+        q->borrowed[slot] = false;
+        *holder = slot;
+    }
+    corral_quota_unlock(q);
+    return status;
+}
+
+enum corral_status corral_quota_borrow_holder(struct corral_quota *q, uint32_t device, uint32_t role,
+                                              uint32_t *holder, struct corral_error *err)
+{
+    CORRAL_TRY(corral_quota_check_process(q, err));
+    const struct corral_ledger *l = &q->shared->ledger;
+    CORRAL_TRY(corral_quota_lock(q, err));
+    uint32_t found = CORRAL_LEDGER_NONE;
+    for (uint32_t i = 0; i < CORRAL_LEDGER_HOLDERS_MAX && found == CORRAL_LEDGER_NONE; i++) {
+        const struct corral_ledger_holder *h = &l->holder[i];
+        bool theirs = !corral_quota_is_ours(q, i) || q->borrowed[i];
+        if (h->pid == (int32_t)q->pid && !h->left && h->device == device && h->role == role && theirs) {
+            found = i;
+            q->joined[i] = h->generation;
+            q->borrowed[i] = true;
+        }
+    }
+    corral_quota_unlock(q);
+    if (found == CORRAL_LEDGER_NONE) {
+        return corral_fail(err, CORRAL_NOT_FOUND,
+                           "memory ledger: nothing in this process holds memory there yet");
+    }
+    *holder = found;
     return CORRAL_OK;
 }
 
 enum corral_status corral_quota_join(struct corral_quota *q, const char *device, const char *role,
                                      uint32_t *holder, struct corral_error *err)
 {
-    CORRAL_TRY(check_process(q, err));
-    struct corral_ledger *l = &q->shared->ledger;
+    CORRAL_TRY(corral_quota_check_process(q, err));
+    const struct corral_ledger *l = &q->shared->ledger;
     uint32_t d = corral_ledger_find_device(l, device); /* names do not change after creation */
     if (d == UINT32_MAX) {
         return corral_fail(err, CORRAL_NOT_FOUND, "memory ledger: no device \"%s\"", device);
@@ -241,158 +465,7 @@ enum corral_status corral_quota_join(struct corral_quota *q, const char *device,
     if (r == UINT32_MAX) {
         return corral_fail(err, CORRAL_NOT_FOUND, "memory ledger: no role \"%s\"", role);
     }
-    uint64_t start_time = corral_process_start_time(q->pid);
-    uint32_t slot;
-    CORRAL_TRY(lock(q, err));
-    enum corral_status status = corral_ledger_join(l, d, r, q->pid, start_time, &slot, err);
-    if (status == CORRAL_OK) {
-        q->joined[slot] = l->holder[slot].generation;
-        *holder = slot;
-    }
-    unlock(q);
-    return status;
-}
-
-static enum corral_status report_denial(const struct corral_quota *q, const struct corral_ledger_denial *why,
-                                        uint64_t step, const char *what, struct corral_error *err)
-{
-    const struct corral_ledger *l = &q->shared->ledger;
-    const char *role = l->role_name[why->role], *device = l->device[why->device].name;
-    const char *reason = corral_ledger_reason_name(why->reason);
-    corral_log_warn("memory denied", LOG_STR("role", role), LOG_STR("device", device), LOG_I64("pid", q->pid),
-                    LOG_U64("step", step), LOG_STR("what", what), LOG_U64("size", why->bytes),
-                    LOG_U64("used", why->used), LOG_U64("floor", why->floor),
-                    LOG_U64("ceiling", why->ceiling), LOG_STR("reason", reason));
-    char a[32], b[32], c[32], d[32];
-    return corral_fail(
-        err, CORRAL_DENIED, "%s: %s for %s on %s denied, %s: %s of ceiling %s used, %s would fit", what,
-        corral_format_bytes(why->bytes, a, sizeof a), role, device, reason,
-        corral_format_bytes(why->used, b, sizeof b), corral_format_bytes(why->ceiling, c, sizeof c),
-        corral_format_bytes(why->available, d, sizeof d));
-}
-
-enum corral_status corral_quota_reserve(struct corral_quota *q, uint32_t holder, uint64_t bytes,
-                                        const char *what, struct corral_error *err)
-{
-    CORRAL_TRY(check_process(q, err));
-    CORRAL_TRY(lock(q, err));
-    if (!is_ours(q, holder)) {
-        unlock(q);
-        return corral_fail(err, CORRAL_STATE, "memory ledger: slot %u is not this process's any more",
-                           holder);
-    }
-    struct corral_ledger_denial why;
-    uint64_t step = q->shared->ledger.holder[holder].step;
-    enum corral_status status = corral_ledger_reserve(&q->shared->ledger, holder, bytes, &why);
-    unlock(q);
-    return status == CORRAL_DENIED ? report_denial(q, &why, step, what, err) : status;
-}
-
-/* Lock for a change of our own slot. False, unlocked, when it is not ours: a forked child's copy of its parent's memory
- * is not charged, so giving it back changes nothing. */
-static bool lock_ours(struct corral_quota *q, uint32_t holder)
-{
-    if (q->pid != getpid() || !lock_patiently(q)) {
-        return false;
-    }
-    if (!is_ours(q, holder)) {
-        unlock(q);
-        return false;
-    }
-    return true;
-}
-
-void corral_quota_commit(struct corral_quota *q, uint32_t holder, uint64_t bytes)
-{
-    if (lock_ours(q, holder)) {
-        corral_ledger_commit(&q->shared->ledger, holder, bytes);
-        unlock(q);
-    }
-}
-
-void corral_quota_rollback(struct corral_quota *q, uint32_t holder, uint64_t bytes)
-{
-    if (lock_ours(q, holder)) {
-        corral_ledger_rollback(&q->shared->ledger, holder, bytes);
-        unlock(q);
-    }
-}
-
-void corral_quota_release(struct corral_quota *q, uint32_t holder, uint64_t bytes)
-{
-    if (lock_ours(q, holder)) {
-        corral_ledger_release(&q->shared->ledger, holder, bytes);
-        unlock(q);
-    }
-}
-
-void corral_quota_set_step(struct corral_quota *q, uint32_t holder, uint64_t step)
-{
-    if (lock_ours(q, holder)) {
-        q->shared->ledger.holder[holder].step = step;
-        unlock(q);
-    }
-}
-
-/* The slots in use, copied under the lock so that /proc is read without it. */
-static uint32_t copy_holders(struct corral_quota *q, struct corral_ledger_holder *out)
-{
-    if (!lock_patiently(q)) {
-        return 0;
-    }
-    const struct corral_ledger *l = &q->shared->ledger;
-    uint32_t high = CORRAL_MIN(l->holder_high, CORRAL_LEDGER_HOLDERS_MAX);
-    memcpy(out, l->holder, high * sizeof *out);
-    unlock(q);
-    return high;
-}
-
-/* Free slot i if it is still the one that was seen. */
-static bool leave_if_same(struct corral_quota *q, uint32_t i, const struct corral_ledger_holder *seen)
-{
-    if (!lock_patiently(q)) {
-        return false;
-    }
-    const struct corral_ledger_holder *h = &q->shared->ledger.holder[i];
-    bool same = h->pid == seen->pid && h->generation == seen->generation;
-    if (same) {
-        corral_ledger_leave(&q->shared->ledger, i);
-    }
-    unlock(q);
-    return same;
-}
-
-uint32_t corral_quota_reap(struct corral_quota *q)
-{
-    struct corral_ledger_holder seen[CORRAL_LEDGER_HOLDERS_MAX];
-    uint32_t high = copy_holders(q, seen), freed = 0;
-    for (uint32_t i = 0; i < high; i++) {
-        if (seen[i].pid != 0 && corral_process_is_gone(seen[i].pid, seen[i].start_time)) {
-            freed += leave_if_same(q, i, &seen[i]);
-        }
-    }
-    return freed;
-}
-
-void corral_quota_reap_pid(struct corral_quota *q, pid_t pid)
-{
-    struct corral_ledger_holder seen[CORRAL_LEDGER_HOLDERS_MAX];
-    uint32_t high = copy_holders(q, seen);
-    for (uint32_t i = 0; i < high; i++) {
-        if (seen[i].pid != 0 && seen[i].pid == (int32_t)pid) {
-            leave_if_same(q, i, &seen[i]);
-        }
-    }
-}
-
-void corral_quota_snapshot(struct corral_quota *q, struct corral_ledger *out)
-{
-    if (lock_patiently(q)) {
-        *out = q->shared->ledger;
-        unlock(q);
-    } else {
-        corral_ledger_init(out);
-    }
+    return corral_quota_join_index(q, d, r, holder, err);
 }
 
 uint32_t corral_quota_repairs(const struct corral_quota *q)

@@ -12,7 +12,7 @@ packages_build=(
     libssl-dev libhwloc-dev libopenblas-dev libtomlplusplus-dev
 )
 # shellcheck disable=SC2034
-packages_test=(libcmocka-dev binutils groff-base)
+packages_test=(libcmocka-dev binutils groff-base spin)
 # shellcheck disable=SC2034
 packages_clang=(clang-14 libclang-rt-14-dev)
 

@@ -33,14 +33,15 @@ for file in libcorral.so libcorral.so.0 corral/envs/cartpole.so corral/corral-en
     cmake/Corral/CorralConfigVersion.cmake; do
     [[ -s $libdir/$file ]] || { echo "not installed: $libdir/$file" >&2; missing=1; }
 done
+[[ $(uname -m) != x86_64 || -s $libdir/corral/libcorral-quota.so ]] || { echo "not installed: $libdir/corral/libcorral-quota.so" >&2; missing=1; }
 [[ -n $(find "$prefix" -name LICENSE) ]] || { echo "not installed: LICENSE" >&2; missing=1; }
 [[ $missing -eq 0 ]]
 if grep -rlF -e "$build" -e "$work/first" "$pc" "$libdir/cmake"; then
     echo "these files name the place where they were made" >&2
     exit 1
 fi
-for binary in "$prefix/bin/rlctl" "$libdir/libcorral.so" "$libdir/corral/corral-env-host" "$libdir"/corral/envs/*.so; do
-    if readelf -d "$binary" | grep -E 'R(UN)?PATH'; then
+for binary in "$prefix/bin/rlctl" "$libdir/libcorral.so" "$libdir/corral/corral-env-host" "$libdir"/corral/envs/*.so "$libdir"/corral/libcorral-quota.so; do
+    if [[ -e $binary ]] && readelf -d "$binary" | grep -E 'R(UN)?PATH'; then
         echo "$binary has a run path" >&2
         exit 1
     fi

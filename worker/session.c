@@ -1,19 +1,76 @@
 #include "worker/session.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "quota/cuda/canary.h"
+#include "quota/fences/fence.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <zmq.h>
 
 #define POLL_MESSAGES_MAX 64
+#define SEND_SLICE_MS 50
+#define SEND_MS_MAX 30000 /* a coordinator that reads nothing for so long has failed */
+#define READING_POLL_MS 5
+#define READING_WAIT_MS_MAX 2000
+
+/* On a GPU the interposer charges, under a holder of its own that it took at the first allocation: steps and phases are that one's. */
+static enum corral_status find_interposer(struct corral_session *s, struct corral_error *err)
+{
+    const struct corral_ledger *l = corral_quota_ledger(s->quota);
+    enum corral_status status =
+        corral_quota_borrow_holder(s->quota, corral_ledger_find_device(l, s->launch.device),
+                                   corral_ledger_find_role(l, s->launch.role), &s->holder, err);
+    return status == CORRAL_NOT_FOUND
+               ? corral_fail(err, CORRAL_STATE,
+                             "worker %s: the interposer is not in the way: nobody charges %s for it",
+                             s->launch.name, s->launch.device)
+               : status;
+}
+
+/* A trainer's first step is proven only with a physical reading of the process, which its agent takes a few times a second. Without one the step is unproven, no more. */
+static void wait_for_reading(const struct corral_session *s)
+{
+    const struct corral_ledger_holder *h = &corral_quota_ledger(s->quota)->holder[s->holder];
+    const struct timespec pause = {.tv_nsec = READING_POLL_MS * (long)CORRAL_NS_PER_MS};
+    for (uint32_t ms = 0; ms < READING_WAIT_MS_MAX; ms += READING_POLL_MS) {
+        if (__atomic_load_n(&h->physical_ns, __ATOMIC_RELAXED) !=
+            0) { /* written by the agent, under its lock; only whether it is there counts */
+            return;
+        }
+        (void)nanosleep(&pause, NULL);
+    }
+}
+
+static enum corral_status attach_gpu(struct corral_session *s, struct corral_error *err)
+{
+    struct corral_cuda_canary_result checked;
+    void *first = NULL;
+    CORRAL_TRY(corral_cuda_canary(&checked, err));
+    CORRAL_TRY(corral_managed_alloc_create(&s->managed_alloc, err));
+    s->memory = corral_managed_allocator(s->managed_alloc);
+    CORRAL_TRY(corral_alloc(s->memory, 1, "first of the worker", &first, err));
+    corral_release(s->memory, first, 1);
+    CORRAL_TRY(find_interposer(s, err));
+    if (s->launch.vault_fd >= 0) {
+        wait_for_reading(s);
+    }
+    return CORRAL_OK;
+}
 
 static enum corral_status attach_memory(struct corral_session *s, struct corral_error *err)
 {
     CORRAL_TRY(corral_quota_attach(s->launch.ledger_fd, &s->quota, err));
+    if (s->launch.gpu) {
+        return attach_gpu(s, err);
+    }
     CORRAL_TRY(corral_quota_join(s->quota, s->launch.device, s->launch.role, &s->holder, err));
+    CORRAL_TRY(corral_fence_preflight_host(s->quota, s->holder, err)); /* no pass, no start */
     CORRAL_TRY(corral_host_alloc_create(s->quota, s->holder, &s->host_alloc, err));
+    corral_host_alloc_set_spill(s->host_alloc, s->launch.spill);
     s->memory = corral_host_allocator(s->host_alloc);
     /* The node's weight store serves all its workers; the first one is charged with it. */
     return s->launch.board_slot == 0
@@ -25,16 +82,26 @@ enum corral_status corral_session_charge_mapping(struct corral_session *s, int f
                                                  const char *what, struct corral_error *err)
 {
     struct stat st;
-    if (fd < 0) {
+    if (fd < 0 || s->launch.gpu) { /* host memory: not the GPU's */
         return CORRAL_OK;
     }
     if (fstat(fd, &st) != 0) {
         return corral_fail_sys(err, errno, "reading the size of the %s", what);
     }
     uint64_t bytes = (uint64_t)st.st_size / sharers;
-    CORRAL_TRY(corral_quota_reserve(s->quota, s->holder, bytes, what, err));
-    corral_quota_commit(s->quota, s->holder, bytes);
+    struct corral_quota_charge charge; /* given back when the worker leaves */
+    CORRAL_TRY(corral_quota_take(s->quota, s->holder, bytes, CORRAL_KIND_MAPPING, what, &charge, err));
+    corral_quota_keep(s->quota, &charge);
     return CORRAL_OK;
+}
+
+uint64_t corral_session_memory_used(const struct corral_session *s)
+{
+    if (!s->launch.gpu) {
+        return corral_host_alloc_used(s->host_alloc);
+    }
+    const struct corral_ledger_holder *h = &corral_quota_ledger(s->quota)->holder[s->holder];
+    return h->committed + h->reserved; /* of different moments, for show only */
 }
 
 static enum corral_status attach_node(struct corral_session *s, struct corral_error *err)
@@ -96,6 +163,7 @@ void corral_session_close(struct corral_session *s)
         zmq_ctx_term(s->zmq);
     }
     corral_weight_store_detach(s->store);
+    corral_managed_alloc_destroy(s->managed_alloc);
     corral_host_alloc_destroy(s->host_alloc);
     corral_quota_detach(s->quota);
     corral_board_detach(s->board);
@@ -135,7 +203,14 @@ enum corral_status corral_session_poll(struct corral_session *s, uint32_t timeou
 enum corral_status corral_session_send(struct corral_session *s, struct corral_mpack_writer *message,
                                        struct corral_error *err)
 {
-    enum corral_status status = corral_bus_client_send(s->bus, message, err);
+    /* A worker that is faster than the coordinator reads waits for it, and shows that it lives. */
+    enum corral_status status;
+    uint32_t waited_ms = 0;
+    while ((status = corral_bus_client_send_within(s->bus, message, SEND_SLICE_MS, err)) == CORRAL_TIMEOUT &&
+           waited_ms < SEND_MS_MAX) {
+        waited_ms += SEND_SLICE_MS;
+        corral_board_beat(s->slot);
+    }
     corral_mpack_writer_reset(message);
     return status;
 }

@@ -7,6 +7,7 @@
 #ifndef CORRAL_WORKER_SESSION_H
 #define CORRAL_WORKER_SESSION_H
 
+#include "quota/cuda/managed_alloc.h"
 #include "quota/host_alloc.h"
 #include "transport/board/board.h"
 #include "transport/bus/bus.h"
@@ -29,6 +30,9 @@ struct corral_worker_launch {
     char host[256];             /* address other nodes reach this node at; "" when all are here */
     int ledger_fd, store_fd, board_fd, collective_fd, vault_fd; /* -1: not for this role */
     uint32_t board_slot;
+    bool gpu; /* its device is a GPU: memory is managed memory under the interposer */
+    uint64_t
+        spill; /* trainers on host devices: bytes that may be taken beyond the quota instead of a denial */
 };
 
 struct corral_session {
@@ -39,8 +43,9 @@ struct corral_session {
     struct corral_board_slot *slot;
     struct corral_quota *quota;
     uint32_t holder;
-    struct corral_host_alloc *host_alloc;
-    const struct corral_allocator *memory; /* everything the worker keeps is charged here */
+    struct corral_host_alloc *host_alloc;       /* host devices */
+    struct corral_managed_alloc *managed_alloc; /* GPUs */
+    const struct corral_allocator *memory;      /* everything the worker keeps is charged here */
     struct corral_weight_store *store;
     bool finish;            /* the coordinator asked this worker to end */
     bool finish_checkpoint; /* and to write a last checkpoint first (trainers) */
@@ -51,9 +56,12 @@ enum corral_status corral_session_open(struct corral_session *s, const struct co
                                        uint32_t timeout_ms, struct corral_error *err);
 void corral_session_close(struct corral_session *s);
 
-/* Charge this worker with its part of a shared mapping that the agent made for it: bytes of the file / sharers. fd -1: nothing. Given back when the worker ends. */
+/* Charge this worker with its part of a shared mapping that the agent made for it: bytes of the file / sharers. fd -1: nothing. On a GPU nothing either: it is host memory. Given back when the worker ends. */
 enum corral_status corral_session_charge_mapping(struct corral_session *s, int fd, uint32_t sharers,
                                                  const char *what, struct corral_error *err);
+
+/* What this worker is charged with on its device, as far as its allocations go; on a GPU with its contexts. Hot path. */
+uint64_t corral_session_memory_used(const struct corral_session *s);
 
 /* Called for every message but "finish", which the session handles. `message` is borrowed. A failure ends the worker. */
 typedef enum corral_status (*corral_session_message_fn)(void *ctx, const char *type,

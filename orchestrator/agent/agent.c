@@ -2,6 +2,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "orchestrator/agent/agent_internal.h"
+#include "orchestrator/agent/agent_observe.h"
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +25,13 @@ static void stop_workers(struct corral_agent *a, uint64_t grace_ms)
 {
     a->stopping = true;
     a->stop_deadline_ns = corral_now_ns(&corral_clock_monotonic) + grace_ms * CORRAL_NS_PER_MS;
-    if (corral_agent_running(a) == 0) {
+    corral_agent_stop_tenants(a, grace_ms == 0);
+    corral_agent_stop_when_done(a);
+}
+
+void corral_agent_stop_when_done(struct corral_agent *a)
+{
+    if (a->stopping && corral_agent_running(a) == 0 && corral_agent_tenants_running(a) == 0) {
         corral_loop_stop(a->loop);
     }
 }
@@ -77,11 +85,15 @@ static enum corral_status on_message(struct corral_agent *a, const char *type,
         CORRAL_TRY(corral_mpack_get_u64(message, "grace_ms", &grace_ms, err));
         CORRAL_TRY(corral_agent_send_beat(
             a, err)); /* the last word on peaks and counters, also of a run shorter than a beat */
+        CORRAL_TRY(corral_agent_send_observed(a, err));
         stop_workers(a, grace_ms);
         return CORRAL_OK;
     }
     if (strcmp(type, "refused") == 0) {
         return corral_fail(err, CORRAL_PEER, "the coordinator refused this agent");
+    }
+    if (strncmp(type, "quota_", 6) == 0) {
+        return corral_agent_quota_message(a, type, message, err);
     }
     return CORRAL_OK; /* "heard": only its arrival matters */
 }
@@ -138,10 +150,12 @@ static void on_beat(void *ctx)
 static void on_tick(void *ctx)
 {
     struct corral_agent *a = ctx;
+    corral_agent_tenants_tick(a);
     if (a->stopping && corral_now_ns(&corral_clock_monotonic) > a->stop_deadline_ns) {
         for (uint32_t i = 0; i < a->worker_count; i++) {
             corral_process_signal(&a->worker[i].process, SIGKILL);
         }
+        corral_agent_stop_tenants(a, true);
     }
 }
 
@@ -188,8 +202,9 @@ static enum corral_status watch(struct corral_agent *a, struct corral_error *err
 
 static enum corral_status load(struct corral_agent *a, const char *node, struct corral_error *err)
 {
-    CORRAL_TRY(corral_job_load("job.toml", NULL, 0, &a->job, err));
     CORRAL_TRY(corral_launch_file_read("launch.json", &a->launch, err));
+    CORRAL_TRY(corral_agent_begin_fences(a, node, err));
+    CORRAL_TRY(corral_job_load("job.toml", NULL, 0, &a->job, err));
     a->node = UINT32_MAX;
     for (uint32_t i = 0; i < a->job->node_count; i++) {
         if (strcmp(a->job->node[i].name, node) == 0) {
@@ -202,16 +217,20 @@ static enum corral_status load(struct corral_agent *a, const char *node, struct 
     CORRAL_TRY(corral_job_env_spec(a->job, &a->env, err));
     struct corral_plan_env env;
     corral_plan_env_of(&a->env, &env);
-    CORRAL_AUTO_FREE struct corral_inventory *machine = calloc(1, sizeof *machine);
-    if (!machine) {
+    a->machine = calloc(1, sizeof *a->machine);
+    if (!a->machine) {
         return corral_fail(err, CORRAL_NOMEM, "agent: no room for the inventory");
     }
-    CORRAL_TRY(corral_inventory_read(machine, err));
-    return corral_plan_build(a->job, machine, &env, &a->plan, err);
+    CORRAL_TRY(corral_inventory_read(a->machine, err));
+    return corral_plan_build(a->job, a->machine, &env, &a->plan, err);
 }
 
 static enum corral_status agent_run(struct corral_agent *a, const char *node, struct corral_error *err)
 {
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) {
+        return corral_fail_sys(err, errno, "agent of node %s: adopting what its processes leave behind",
+                               node);
+    }
     CORRAL_TRY(load(a, node, err));
     corral_log_configure(CORRAL_LOG_INFO, a->job->observe.log == CORRAL_LOG_OPTION_JSON, 2, "agent");
     CORRAL_TRY(corral_loop_create(&a->loop, err));
@@ -221,7 +240,9 @@ static enum corral_status agent_run(struct corral_agent *a, const char *node, st
         CORRAL_TRY(corral_agent_start_worker(a, &a->worker[i],
                                              a->launch.incarnation * CORRAL_EPOCHS_PER_INCARNATION, err));
     }
+    CORRAL_TRY(corral_agent_start_tenants(a, err));
     CORRAL_TRY(log_in(a, err));
+    CORRAL_TRY(corral_agent_observe_start(a, err)); /* first: the watch reads messages that ask it */
     CORRAL_TRY(watch(a, err));
     CORRAL_TRY(corral_loop_run(a->loop, err));
     if (a->failure.status != CORRAL_OK) {
@@ -242,13 +263,18 @@ static void agent_close(struct corral_agent *a)
             (void)corral_process_wait(&a->worker[i].process, 1000, &code, NULL);
         }
     }
+    corral_agent_close_tenants(a);
+    corral_agent_quota_close(a);
+    corral_agent_observe_stop(a);
     corral_loop_destroy(a->loop);
     corral_bus_client_destroy(a->bus);
     if (a->zmq) {
         zmq_ctx_term(a->zmq);
     }
     corral_mpack_writer_destroy(a->out);
+    corral_agent_close_fences(a); /* nobody is left in its groups */
     corral_agent_drop_node(a);
+    free(a->machine);
     corral_plan_destroy(a->plan);
     corral_job_destroy(a->job);
 }
@@ -260,6 +286,7 @@ enum corral_status corral_agent_run(const char *node, struct corral_error *err)
         return corral_fail(err, CORRAL_NOMEM, "agent of node %s", node);
     }
     a->ledger_fd = a->store_fd = a->board_fd = a->collective_fd = -1;
+    memset(a->gpu_claim, 0xff, sizeof a->gpu_claim);
     enum corral_status status = agent_run(a, node, err);
     agent_close(a);
     free(a);

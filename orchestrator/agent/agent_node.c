@@ -1,6 +1,8 @@
+#include "base/clock.h"
 #include "orchestrator/agent/agent_internal.h"
 #include "transport/collective/collective.h"
 #include "worker/state_vault.h"
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -8,9 +10,15 @@
 
 static enum corral_status make_ledger(struct corral_agent *a, struct corral_error *err)
 {
-    struct corral_ledger ledger;
-    CORRAL_TRY(corral_plan_ledger(a->plan, a->node, &ledger, err));
-    return corral_quota_create(&ledger, &a->ledger_fd, &a->quota, err);
+    CORRAL_AUTO_FREE struct corral_ledger *ledger = malloc(corral_ledger_bytes());
+    if (!ledger) {
+        return corral_fail(err, CORRAL_NOMEM, "agent: no room for the ledger");
+    }
+    const struct corral_quota_options options = {
+        .pressure_wait_ms = (uint32_t)(a->job->memory.pressure_wait_ns / CORRAL_NS_PER_MS)};
+    CORRAL_TRY(corral_plan_ledger(a->plan, a->node, ledger, err));
+    CORRAL_TRY(corral_agent_check_gpus(a, ledger, err));
+    return corral_quota_create(ledger, &options, &a->ledger_fd, &a->quota, err);
 }
 
 static enum corral_status make_store(struct corral_agent *a, struct corral_error *err)
@@ -60,7 +68,9 @@ enum corral_status corral_agent_make_node(struct corral_agent *a, struct corral_
     CORRAL_TRY(make_ledger(a, err));
     CORRAL_TRY(make_store(a, err));
     CORRAL_TRY(list_workers(a, err));
-    return corral_board_create(CORRAL_MAX(a->worker_count, 1u), &a->board_fd, &a->board, err);
+    CORRAL_TRY(corral_board_create(CORRAL_MAX(a->worker_count, 1u), &a->board_fd, &a->board, err));
+    CORRAL_TRY(corral_agent_make_fences(a, err));
+    return corral_agent_check_fences(a, err);
 }
 
 static void close_fd(int *fd)
@@ -84,4 +94,7 @@ void corral_agent_drop_node(struct corral_agent *a)
     close_fd(&a->store_fd);
     close_fd(&a->board_fd);
     close_fd(&a->collective_fd);
+    for (uint32_t slot = 0; slot < CORRAL_JOB_NODE_DEVICES_MAX; slot++) {
+        close_fd(&a->gpu_claim[slot]);
+    }
 }

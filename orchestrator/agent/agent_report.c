@@ -14,11 +14,39 @@ static enum corral_status send_message(struct corral_agent *a, struct corral_err
 
 enum corral_status corral_agent_send_node(struct corral_agent *a, struct corral_error *err)
 {
-    corral_mpack_map(a->out, 4);
+    char fences[512];
+    corral_mpack_map(a->out, 6);
     corral_mpack_kv_str(a->out, "type", "node");
+    corral_mpack_kv_str(a->out, "fences", corral_fence_report_line(&a->fence_report, fences, sizeof fences));
+    corral_mpack_kv_str(a->out, "fences_live", a->fences_live);
     corral_mpack_kv_str(a->out, "node", a->job->node[a->node].name);
     corral_mpack_kv_str(a->out, "weights_endpoint", a->weights_endpoint);
     corral_mpack_kv_u64(a->out, "workers", a->worker_count);
+    CORRAL_TRY(send_message(a, err));
+    for (uint32_t i = 0; i < a->tenant_count;
+         i++) { /* those that were started before there was anybody to tell */
+        CORRAL_TRY(corral_agent_send_tenant(a, &a->tenant[i], "started", err));
+    }
+    return CORRAL_OK;
+}
+
+static void write_tenant(struct corral_agent *a, const struct corral_agent_tenant *t)
+{
+    corral_mpack_kv_str(a->out, "tenant", t->partition->name);
+    corral_mpack_kv_str(a->out, "state", corral_tenant_state_name(t->state));
+    corral_mpack_kv_i64(a->out, "pid", t->process.pid);
+    corral_mpack_kv_u64(a->out, "restarts", t->restarts);
+}
+
+enum corral_status corral_agent_send_tenant(struct corral_agent *a, const struct corral_agent_tenant *t,
+                                            const char *event, struct corral_error *err)
+{
+    corral_mpack_map(a->out, 8);
+    corral_mpack_kv_str(a->out, "type", "tenant");
+    write_tenant(a, t);
+    corral_mpack_kv_str(a->out, "event", event);
+    corral_mpack_kv_i64(a->out, "code", t->exit_code);
+    corral_mpack_kv_str(a->out, "reason", t->reason);
     return send_message(a, err);
 }
 
@@ -88,10 +116,10 @@ static void write_memory(struct corral_agent *a, const struct corral_ledger *l)
 
 enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_error *err)
 {
-    static struct corral_ledger ledger; /* about 100 KB: too large for the stack, one agent per process */
+    static struct corral_ledger ledger; /* too large for the stack; one agent per process */
     corral_quota_snapshot(a->quota, &ledger);
     uint64_t now = corral_now_ns(&corral_clock_monotonic);
-    corral_mpack_map(a->out, 5);
+    corral_mpack_map(a->out, 6);
     corral_mpack_kv_str(a->out, "type", "beat");
     corral_mpack_kv_str(a->out, "node", a->job->node[a->node].name);
     corral_mpack_kv_bool(a->out, "consistent", corral_ledger_consistent(&ledger));
@@ -99,6 +127,12 @@ enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_
     corral_mpack_array(a->out, a->worker_count);
     for (uint32_t i = 0; i < a->worker_count; i++) {
         write_worker(a, &a->worker[i], now);
+    }
+    corral_mpack_str(a->out, "tenants");
+    corral_mpack_array(a->out, a->tenant_count);
+    for (uint32_t i = 0; i < a->tenant_count; i++) {
+        corral_mpack_map(a->out, 4);
+        write_tenant(a, &a->tenant[i]);
     }
     corral_mpack_str(a->out, "memory");
     write_memory(a, &ledger);

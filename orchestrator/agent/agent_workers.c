@@ -53,17 +53,7 @@ static void on_worker_exit(void *ctx, int fd, bool readable, bool writable)
         corral_log_warn("exit not reported", LOG_ERR(&err));
     }
     start_successor(w);
-    if (a->stopping && corral_agent_running(a) == 0) {
-        corral_loop_stop(a->loop);
-    }
-}
-
-static void cpus_of(const struct corral_agent *a, const struct corral_plan_worker *p, cpu_set_t *set)
-{
-    CPU_ZERO(set);
-    for (uint32_t i = 0; i < p->cpu_count; i++) {
-        CPU_SET(a->plan->cpu[p->cpu_first + i], set);
-    }
+    corral_agent_stop_when_done(a);
 }
 
 enum corral_status corral_agent_start_worker(struct corral_agent *a, struct corral_agent_worker *w,
@@ -84,16 +74,19 @@ enum corral_status corral_agent_start_worker(struct corral_agent *a, struct corr
                                                 number[0], number[1], number[2],
                                                 number[3], number[4], number[5],
                                                 number[6], NULL};
-    cpu_set_t cpus;
-    cpus_of(a, w->plan, &cpus);
-    struct corral_process_spec spec = {
-        .argv = argv, .log_path = log, .cpus = w->plan->cpu_count ? &cpus : NULL};
+    struct corral_process_spec spec = {.argv = argv, .log_path = log};
     for (uint32_t i = 0; i < 5; i++) {
         if (fds[i] >= 0) {
             spec.fds[spec.fd_count++] = fds[i];
         }
     }
     log_path_of(w, log, sizeof log);
+    const struct corral_job_worker *job = &w->plan->worker;
+    struct corral_agent_surroundings surroundings;
+    CORRAL_TRY(corral_agent_surround(a, job->partition, &job->device.slot, 1,
+                                     job->role == CORRAL_ROLE_TRAIN ? (int64_t)job->role_index : -1, log,
+                                     &surroundings, err));
+    corral_agent_apply_surroundings(&surroundings, &spec);
     struct corral_board_slot *slot = corral_board_slot(a->board, w->slot);
     corral_board_enter(slot, CORRAL_ACTIVITY_STARTING);
     w->kill_reason[0] = 0;

@@ -200,6 +200,9 @@ static enum corral_status complete(struct corral_coordinator *c, struct corral_e
     CORRAL_TRY(put_in_place(p->path, path, aside, &replaced, err));
     enum corral_status status = sync_folder("checkpoints", err);
     if (status == CORRAL_OK) {
+        status = corral_proof_note(c, err);
+    }
+    if (status == CORRAL_OK) {
         status = corral_journal_checkpoint(c->journal, p->step, p->version, p->env_steps, path, err);
     }
     if (status != CORRAL_OK && !replaced) {
@@ -320,6 +323,9 @@ enum corral_status corral_checkpoint_written(struct corral_coordinator *c, struc
         return corral_fail(err, CORRAL_PROTOCOL, "%s is no trainer and writes no checkpoints", w->job.name);
     }
     w->final_said |= c->phase >= RUN_FINISHING;
+    if (written) {
+        CORRAL_TRY(corral_proof_synced(c, w, m, err));
+    }
     if (superfluous(c, w, step, number)) {
         (void)corral_remove_tree(path, NULL);
         return CORRAL_OK;

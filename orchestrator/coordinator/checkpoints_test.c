@@ -89,7 +89,10 @@ static enum corral_status say_path(struct world *w, uint32_t rank, uint64_t step
     CORRAL_CLEANUP(corral_mpack_writer_destroyp)
     struct corral_mpack_writer *out = corral_mpack_writer_create();
     assert_non_null(out);
-    corral_mpack_map(out, 6);
+    corral_mpack_map(out, 8);
+    corral_mpack_kv_u64(out, "proof_count", step + 1);
+    corral_mpack_kv_str(out, "proof_hash",
+                        "00000000000000000000000000000000000000000000000000000000000000ab");
     corral_mpack_kv_u64(out, "step", step);
     corral_mpack_kv_u64(out, "version", step + 1);
     corral_mpack_kv_u64(out, "env_steps", step * 100);

@@ -134,6 +134,8 @@ static void on_joined(void *ctx, struct corral_bus_peer *peer)
         corral_node_joined(ctx, peer);
     } else if (strcmp(hello->kind, "worker") == 0) {
         corral_worker_joined(ctx, peer);
+    } else if (strcmp(hello->kind, "cli") == 0) {
+        corral_quota_client_joined(ctx, peer);
     }
 }
 
@@ -144,6 +146,10 @@ static void on_message(void *ctx, struct corral_bus_peer *peer, const char *type
     const char *kind = corral_bus_peer_hello(peer)->kind;
     struct corral_error err = {0};
     enum corral_status status = CORRAL_OK;
+    if (strcmp(kind, "cli") == 0) { /* its last word may send the peer away */
+        corral_quota_client_message(c, peer, type, m);
+        return;
+    }
     if (strcmp(kind, "agent") == 0) {
         status = corral_node_message(c, peer, type, m, &err);
     } else if (strcmp(kind, "worker") == 0) {
@@ -219,6 +225,7 @@ static void on_tick(void *ctx)
     corral_nodes_tick(c, since > HELD_UP_NS ? since : 0);
     corral_workers_tick(c);
     corral_checkpoint_tick(c);
+    corral_quota_tick(c);
     if (c->phase == RUN_STARTING) {
         corral_workers_advance(c);
         if (!corral_nodes_joined(c) &&
@@ -311,6 +318,9 @@ static enum corral_status coordinator_open(struct corral_coordinator *c, struct 
 {
     c->phase_since_ns = corral_coordinator_now();
     CORRAL_TRY(corral_workers_open(c, err));
+    CORRAL_TRY(corral_devices_open(c, err));
+    CORRAL_TRY(corral_quota_desk_open(c, err));
+    corral_tenants_open(c);
     CORRAL_TRY(corral_loop_create(&c->loop, err));
     CORRAL_TRY(open_bus(c, err));
     corral_checkpoint_clean();
@@ -338,6 +348,8 @@ static void coordinator_close(struct corral_coordinator *c)
     if (c->journal != c->config->journal) {
         corral_journal_close(c->journal);
     }
+    corral_quota_desk_close(c);
+    corral_devices_close(c);
     free(c->worker);
 }
 
@@ -364,6 +376,7 @@ enum corral_status corral_coordinator_run(const struct corral_coordinator_config
     c->launch = config->launch;
     c->journal = config->journal;
     c->version_limit = config->version_floor;
+    c->status.proof.slack_min = UINT64_MAX;
     c->status.window_return = c->status.window_length = NAN;
     c->status.phase = phase_names[RUN_STARTING];
     enum corral_status result = coordinator_open(c, err);
@@ -376,6 +389,7 @@ enum corral_status corral_coordinator_run(const struct corral_coordinator_config
         record_end(c);
     } else {
         corral_training_tick(c);
+        corral_proof_finish(c);
         record_end(c);
         corral_report_status(c);
         if (c->status.outcome == CORRAL_OUTCOME_FAILED) {

@@ -6,6 +6,7 @@
 #define CORRAL_ORCHESTRATOR_COORDINATOR_H
 
 #include "orchestrator/journal/journal.h"
+#include "orchestrator/observed.h"
 #include "orchestrator/plan/plan.h"
 #include "orchestrator/run/run_folder.h"
 #include "rollout/env_host/vec.h"
@@ -33,6 +34,27 @@ struct corral_partition_memory {
     uint64_t denied;
 };
 
+/* One tenant, as its agent last told. */
+struct corral_tenant_status {
+    uint32_t partition;
+    char state[16];    /* "starting", "running", "waiting", "down" */
+    int64_t pid, code; /* exit code of its last life, or -signal */
+    uint64_t restarts;
+    char reason[400]; /* of its last end */
+};
+
+/* The trainers' proof chains: counted from their reports while the run goes on, from the chains themselves at its end. */
+struct corral_run_proof {
+    uint64_t steps, unproven,
+        refused;     /* steps: of the run, each on every rank; unproven: records; refused: refusals */
+    uint64_t proven; /* records reported so far */
+    uint64_t own_peak, own_ceiling,
+        slack_min;   /* bytes, of the trainers' role on one device; slack_min UINT64_MAX: no step */
+    char doubt[256]; /* why the first unproven step is */
+    bool verified;   /* the chains were read to their ends */
+    char chain[400]; /* verified: "ok", or what is wrong; else why they were not read */
+};
+
 /* The run as it stands: what progress lines, status.json and the summary show. */
 struct corral_run_status {
     const char *phase; /* "starting", "running", "finishing", "over" */
@@ -57,9 +79,15 @@ struct corral_run_status {
     uint64_t void_episodes, duplicates, resent;
     uint64_t violations; /* times a node's ledger was found inconsistent with invariant 1 */
     uint64_t checkpoints;
+    struct corral_run_proof proof;
     struct corral_partition_memory memory[CORRAL_JOB_PARTITIONS_MAX]; /* in job order */
-    double progress; /* 0..1 towards the nearest limit, NaN when there is none */
-    uint64_t eta_ns; /* UINT64_MAX: unknown */
+    uint32_t group_count;
+    struct corral_device_group group[CORRAL_GROUPS_MAX]; /* how busy the devices are */
+    uint32_t tenant_count;
+    struct corral_tenant_status tenant[CORRAL_JOB_PARTITIONS_MAX];
+    char fences[512]; /* "ledger ok · affinity ok"; where the nodes differ, one part for each */
+    double progress;  /* 0..1 towards the nearest limit, NaN when there is none */
+    uint64_t eta_ns;  /* UINT64_MAX: unknown */
 };
 
 struct corral_coordinator_config {

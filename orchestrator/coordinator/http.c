@@ -52,30 +52,29 @@ static void collect_run(const struct corral_coordinator *c)
           s->staleness_mean);
     gauge(m, "corral_staleness_versions_max", "Largest staleness of a trained fragment, in versions",
           (double)s->staleness_max);
-    gauge(m, "corral_train_step_milliseconds", "Time of the last gradient step", s->train_ms);
-    gauge(m, "corral_wait_batch_milliseconds", "Time the trainer waited for the last batch", s->wait_ms);
-    gauge(m, "corral_publish_milliseconds", "Time the last weight push took", s->publish_ms);
+    gauge(m, "corral_train_step_seconds", "Time of the last gradient step", s->train_ms / 1e3);
+    gauge(m, "corral_wait_batch_seconds", "Time the trainer waited for the last batch", s->wait_ms / 1e3);
+    gauge(m, "corral_publish_seconds", "Time the last weight push took", s->publish_ms / 1e3);
 }
 
-static void collect_partitions(const struct corral_coordinator *c)
+/* By what their proof records say; `refused` were not taken. */
+static void collect_verdicts(const struct corral_coordinator *c)
 {
     struct corral_metrics *m = c->registry;
-    int used = corral_metrics_family(m, "corral_memory_used_bytes", CORRAL_METRIC_GAUGE,
-                                     "Memory used on the fullest device of a partition");
-    int peak = corral_metrics_family(m, "corral_memory_peak_bytes", CORRAL_METRIC_GAUGE,
-                                     "Highest memory use on a device of a partition");
-    int ceiling = corral_metrics_family(m, "corral_memory_ceiling_bytes", CORRAL_METRIC_GAUGE,
-                                        "Ceiling of a partition, per device");
-    int denied = corral_metrics_family(m, "corral_memory_denied_total", CORRAL_METRIC_COUNTER,
-                                       "Allocations the quota refused");
-    for (uint32_t i = 0; i < c->job->partition_count; i++) {
-        const char *labels[] = {"partition", c->job->partition[i].name, NULL};
-        const struct corral_partition_memory *p = &c->status.memory[i];
-        corral_metrics_set(m, used, labels, (double)p->used_max);
-        corral_metrics_set(m, peak, labels, (double)p->peak_max);
-        corral_metrics_set(m, ceiling, labels, (double)c->job->partition[i].ceiling);
-        corral_metrics_set(m, denied, labels, (double)p->denied);
+    const struct corral_run_proof *p = &c->status.proof;
+    const uint64_t values[] = {p->proven, p->unproven, p->refused};
+    static const char *const verdicts[] = {"proven", "unproven", "refused"};
+    int steps = corral_metrics_family(m, "corral_steps_total", CORRAL_METRIC_COUNTER,
+                                      "Gradient steps of all trainers by the verdict of their proof");
+    for (size_t i = 0; i < CORRAL_COUNT_OF(verdicts); i++) {
+        const char *labels[] = {"verdict", verdicts[i], NULL};
+        corral_metrics_set(m, steps, labels, (double)values[i]);
     }
+}
+
+static void collect_workers(const struct corral_coordinator *c)
+{
+    struct corral_metrics *m = c->registry;
     int up = corral_metrics_family(m, "corral_worker_up", CORRAL_METRIC_GAUGE, "1 while the worker runs");
     for (uint32_t i = 0; i < c->worker_count; i++) {
         const char *labels[] = {"worker", c->worker[i].job.name, NULL};
@@ -101,7 +100,9 @@ static void on_metrics(struct evhttp_request *request, void *ctx)
 {
     struct corral_coordinator *c = ctx;
     collect_run(c);
-    collect_partitions(c);
+    collect_verdicts(c);
+    collect_workers(c);
+    corral_devices_collect(c);
     char *text = NULL;
     size_t bytes = 0;
     FILE *memory = open_memstream(&text, &bytes);

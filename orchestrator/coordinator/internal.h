@@ -4,6 +4,9 @@
  *   workers.c      lives of workers, restarts                        trainers.c     the trainer group, leases, weight targets
  *   training.c     steps, evaluations, when to stop                  checkpoints.c  completing and pruning checkpoints
  *   report.c       status.json, metrics.jsonl                        http.c         the Prometheus endpoint
+ *   proof.c        what the trainers report of their proof chains, and the check at the end
+ *   devices.c      what agents see of their devices                  quota.c        rlctl quota
+ *   tenants.c      tenants and fences, as the agents tell of them
  */
 #ifndef CORRAL_ORCHESTRATOR_COORDINATOR_INTERNAL_H
 #define CORRAL_ORCHESTRATOR_COORDINATOR_INTERNAL_H
@@ -11,6 +14,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "orchestrator/coordinator/coordinator.h"
+#include "orchestrator/observed.h"
 #include "orchestrator/process.h"
 #include "orchestrator/worker/worker_config.h"
 #include "transport/board/board.h"
@@ -57,7 +61,9 @@ struct coordinator_worker {
     char collective[256]; /* trainer rank 0 */
     bool saved;           /* trainers: the vault holds a state */
     uint64_t saved_step, saved_version;
-    bool evaluating; /* eval workers */
+    struct corral_journal_proof_head proof;        /* trainers: head of its chain, as last reported */
+    struct corral_journal_proof_head proof_synced; /* and the last that was synced before it was told */
+    bool evaluating;                               /* eval workers */
     /* from the agent's beats */
     char activity[32];
     uint64_t activity_ms;
@@ -74,6 +80,7 @@ struct coordinator_node {
     bool joined, stopped;
     uint64_t heard_ns; /* its last message */
     char weights_endpoint[256];
+    char fences[512];                                                 /* its fence report, for people */
     struct corral_partition_memory memory[CORRAL_JOB_PARTITIONS_MAX]; /* as of its last beat */
 };
 
@@ -134,6 +141,8 @@ struct corral_coordinator {
     struct corral_metrics *registry;
     struct evhttp *http;
     char http_endpoint[128];
+    struct coordinator_quota *quota;
+    struct coordinator_devices *devices;
     struct corral_error failure;
     uint32_t interrupts;
 };
@@ -187,6 +196,15 @@ void corral_worker_send_peers(struct corral_coordinator *c, struct coordinator_w
 /* Bring the run from starting to running when everything is there. */
 void corral_workers_advance(struct corral_coordinator *c);
 
+/* tenants.c */
+void corral_tenants_open(struct corral_coordinator *c);
+enum corral_status corral_tenant_message(struct corral_coordinator *c, const struct corral_mpack_node *m,
+                                         struct corral_error *err);
+enum corral_status corral_tenant_beat(struct corral_coordinator *c, const struct corral_mpack_node *m,
+                                      struct corral_error *err);
+json_t *corral_tenants_json(const struct corral_coordinator *c);
+json_t *corral_fences_json(const struct corral_coordinator *c);
+
 /* trainers.c */
 enum corral_status corral_trainer_ready(struct corral_coordinator *c, struct coordinator_worker *w,
                                         const struct corral_mpack_node *m, struct corral_error *err);
@@ -216,11 +234,47 @@ void corral_checkpoint_tick(struct corral_coordinator *c);
 /* A trainer has ended: what it has not written yet will not come, and for environments there is no time left. */
 void corral_checkpoint_trainer_lost(struct corral_coordinator *c);
 
+/* proof.c */
+enum corral_status corral_proof_stepped(struct corral_coordinator *c, struct coordinator_worker *w,
+                                        const struct corral_mpack_node *m, struct corral_error *err);
+/* The head in a message that was sent after the chain had been synced: "checkpointed", "proof". */
+enum corral_status corral_proof_synced(struct corral_coordinator *c, struct coordinator_worker *w,
+                                       const struct corral_mpack_node *m, struct corral_error *err);
+enum corral_status corral_proof_note(struct corral_coordinator *c, struct corral_error *err);
+json_t *corral_proof_heads_json(const struct corral_coordinator *c); /* for a step's line */
+json_t *corral_proof_json(const struct corral_coordinator *c);       /* for status.json */
+/* The trainers have ended: verify what is on this machine, note where each chain ends. */
+void corral_proof_finish(struct corral_coordinator *c);
+
 /* report.c */
 enum corral_status corral_report_open(struct corral_coordinator *c, struct corral_error *err);
 void corral_report_line(struct corral_coordinator *c, json_t *line); /* takes the reference */
 void corral_report_status(struct corral_coordinator *c);
 void corral_report_close(struct corral_coordinator *c);
+
+/* quota.c */
+enum corral_status corral_quota_desk_open(struct corral_coordinator *c, struct corral_error *err);
+void corral_quota_desk_close(struct corral_coordinator *c);
+/* In force now, on each device of the partition. */
+uint64_t corral_quota_desk_ceiling(const struct corral_coordinator *c, uint32_t partition);
+/* Peers of kind "cli": a question each. */
+void corral_quota_client_joined(struct corral_coordinator *c, struct corral_bus_peer *peer);
+void corral_quota_client_message(struct corral_coordinator *c, struct corral_bus_peer *peer, const char *type,
+                                 const struct corral_mpack_node *m);
+/* `quota_*` of an agent. */
+enum corral_status corral_quota_node_message(struct corral_coordinator *c, uint32_t node, const char *type,
+                                             const struct corral_mpack_node *m, struct corral_error *err);
+void corral_quota_tick(struct corral_coordinator *c);
+
+/* devices.c */
+enum corral_status corral_devices_open(struct corral_coordinator *c, struct corral_error *err);
+void corral_devices_close(struct corral_coordinator *c);
+/* `observed` of an agent. */
+enum corral_status corral_devices_observed(struct corral_coordinator *c, uint32_t node,
+                                           const struct corral_mpack_node *m, struct corral_error *err);
+json_t *corral_devices_json(const struct corral_coordinator *c);        /* status.json: devices */
+json_t *corral_devices_groups_json(const struct corral_coordinator *c); /* status.json: utilisation */
+void corral_devices_collect(struct corral_coordinator *c);              /* into the registry */
 
 /* http.c */
 enum corral_status corral_http_open(struct corral_coordinator *c, struct corral_error *err);

@@ -1,6 +1,7 @@
 #include "base/log.h"
 #include "orchestrator/coordinator/internal.h"
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 static const char *node_name(const struct corral_coordinator *c, uint32_t i)
@@ -80,12 +81,29 @@ void corral_node_joined(struct corral_coordinator *c, struct corral_bus_peer *pe
     n->heard_ns = corral_coordinator_now();
 }
 
+/* For the launch report: one line where all nodes have the same fences, else one part per node. */
+static void merge_fences(struct corral_coordinator *c)
+{
+    bool same = true;
+    size_t used = 0;
+    for (uint32_t i = 1; i < c->job->node_count; i++) {
+        same &= strcmp(c->node[i].fences, c->node[0].fences) == 0;
+    }
+    for (uint32_t i = 0; i < (same ? 1u : c->job->node_count) && used < sizeof c->status.fences; i++) {
+        used += (size_t)snprintf(c->status.fences + used, sizeof c->status.fences - used, "%s%s%s%s",
+                                 i > 0 ? "; " : "", same ? "" : node_name(c, i), same ? "" : ": ",
+                                 c->node[i].fences);
+    }
+}
+
 static enum corral_status on_node(struct corral_coordinator *c, struct coordinator_node *n,
                                   const struct corral_mpack_node *m, struct corral_error *err)
 {
     CORRAL_TRY(
         corral_mpack_get_str(m, "weights_endpoint", n->weights_endpoint, sizeof n->weights_endpoint, err));
+    CORRAL_TRY(corral_mpack_get_str(m, "fences", n->fences, sizeof n->fences, err));
     n->joined = true;
+    merge_fences(c);
     corral_workers_advance(c);
     return CORRAL_OK;
 }
@@ -151,6 +169,8 @@ static void merge_memory(struct corral_coordinator *c)
             total.peak_max = CORRAL_MAX(total.peak_max, p->peak_max);
             total.slack_min = p->ceiling ? CORRAL_MIN(total.slack_min, p->slack_min) : total.slack_min;
             total.denied += p->denied;
+            total.floor = p->ceiling ? p->floor : total.floor; /* as in force, after live changes too */
+            total.ceiling = p->ceiling ? p->ceiling : total.ceiling;
         }
         total.slack_min = CORRAL_MIN(total.slack_min, slack_before);
         c->status.memory[i] = total;
@@ -160,10 +180,11 @@ static void merge_memory(struct corral_coordinator *c)
 static enum corral_status on_beat(struct corral_coordinator *c, struct coordinator_node *n,
                                   const struct corral_mpack_node *m, struct corral_error *err)
 {
-    const struct corral_mpack_node *workers, *memory;
+    const struct corral_mpack_node *workers, *memory, *tenants;
     bool consistent;
     CORRAL_TRY(corral_mpack_get_node(m, "workers", &workers, err));
     CORRAL_TRY(corral_mpack_get_node(m, "memory", &memory, err));
+    CORRAL_TRY(corral_mpack_get_node(m, "tenants", &tenants, err));
     CORRAL_TRY(corral_mpack_get_bool(m, "consistent", &consistent, err));
     if (!consistent) {
         c->status.violations++;
@@ -171,6 +192,9 @@ static enum corral_status on_beat(struct corral_coordinator *c, struct coordinat
     }
     for (uint32_t i = 0; i < corral_mpack_count(workers); i++) {
         CORRAL_TRY(beat_worker(c, corral_mpack_at(workers, i), err));
+    }
+    for (uint32_t i = 0; i < corral_mpack_count(tenants); i++) {
+        CORRAL_TRY(corral_tenant_beat(c, corral_mpack_at(tenants, i), err));
     }
     memset(n->memory, 0, sizeof n->memory);
     for (uint32_t i = 0; i < c->job->partition_count; i++) {
@@ -201,8 +225,17 @@ enum corral_status corral_node_message(struct corral_coordinator *c, struct corr
     if (strcmp(type, "exited") == 0) {
         return corral_worker_exited(c, m, err);
     }
+    if (strcmp(type, "tenant") == 0) {
+        return corral_tenant_message(c, m, err);
+    }
     if (strcmp(type, "beat") == 0) {
         return on_beat(c, n, m, err);
+    }
+    if (strcmp(type, "observed") == 0) {
+        return corral_devices_observed(c, n->index, m, err);
+    }
+    if (strncmp(type, "quota_", 6) == 0) {
+        return corral_quota_node_message(c, n->index, type, m, err);
     }
     return CORRAL_OK;
 }

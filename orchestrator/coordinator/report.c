@@ -70,8 +70,9 @@ static json_t *memory_json(const struct corral_coordinator *c)
         json_array_append_new(
             list, json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "partition", c->job->partition[i].name, "used",
                             (json_int_t)p->used_max, "peak", (json_int_t)p->peak_max, "floor",
-                            (json_int_t)c->job->partition[i].floor, "ceiling",
-                            (json_int_t)c->job->partition[i].ceiling, "denied", (json_int_t)p->denied));
+                            (json_int_t)(p->ceiling ? p->floor : c->job->partition[i].floor), "ceiling",
+                            (json_int_t)(p->ceiling ? p->ceiling : c->job->partition[i].ceiling), "denied",
+                            (json_int_t)p->denied));
     }
     return list;
 }
@@ -121,6 +122,11 @@ static json_t *status_json(const struct corral_coordinator *c)
     json_object_set_new(root, "eval_best", s->evaluations ? evaluation_json(&s->best_eval) : json_null());
     json_object_set_new(root, "prometheus", json_string(c->http_endpoint));
     json_object_set_new(root, "memory", memory_json(c));
+    json_object_set_new(root, "proof", corral_proof_json(c));
+    json_object_set_new(root, "devices", corral_devices_json(c));
+    json_object_set_new(root, "utilisation", corral_devices_groups_json(c));
+    json_object_set_new(root, "fences", corral_fences_json(c));
+    json_object_set_new(root, "tenants", corral_tenants_json(c));
     json_object_set_new(root, "workers", workers_json(c));
     return root;
 }

@@ -127,6 +127,7 @@ static json_t *step_line(const struct corral_coordinator *c, const struct corral
     uint64_t staleness_max = 0;
     (void)corral_mpack_get_u64(m, "staleness_max", &staleness_max, NULL);
     json_object_set_new(line, "staleness_max", json_integer((json_int_t)staleness_max));
+    json_object_set_new(line, "proof", corral_proof_heads_json(c));
     return line;
 }
 
@@ -198,6 +199,7 @@ enum corral_status corral_training_step(struct corral_coordinator *c, struct coo
                                         const struct corral_mpack_node *m, struct corral_error *err)
 {
     CORRAL_TRY(take_episodes(c, m, err));
+    CORRAL_TRY(corral_proof_stepped(c, w, m, err));
     if (w->job.role_index == 0) {
         CORRAL_TRY(lead_step(c, m, err));
     }

@@ -161,7 +161,7 @@ static enum corral_status on_ready(struct corral_coordinator *c, struct coordina
 /* The news of a worker's end comes from its agent and may overtake what it had sent before: its reports, why it failed, and the run's last checkpoint. */
 static bool may_be_late(const struct corral_coordinator *c, const char *type)
 {
-    return strcmp(type, "step") == 0 || strcmp(type, "failed") == 0 ||
+    return strcmp(type, "step") == 0 || strcmp(type, "proof") == 0 || strcmp(type, "failed") == 0 ||
            (strcmp(type, "checkpointed") == 0 && c->phase >= RUN_FINISHING);
 }
 
@@ -195,6 +195,7 @@ enum corral_status corral_worker_message(struct corral_coordinator *c, struct co
         {"ready", on_ready},
         {"stands", corral_training_stands},
         {"step", corral_training_step},
+        {"proof", corral_proof_synced},
         {"evaluated", corral_training_evaluated},
         {"lease", corral_trainer_lease},
         {"checkpointed", corral_checkpoint_written},

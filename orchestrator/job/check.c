@@ -7,8 +7,9 @@
 
 static const struct origin *part_origin(const struct corral_job *job, uint32_t partition, const char *name)
 {
+    const char *section = job_partition_section(&job->partition[partition]);
     const struct origin *at =
-        &job->origins->partition_option[partition][corral_option_find("partition", name) - corral_options];
+        &job->origins->partition_option[partition][corral_option_find(section, name) - corral_options];
     return at->kind == ORIGIN_DEFAULT || at->kind == ORIGIN_DERIVED ? &job->origins->partition[partition]
                                                                     : at;
 }
@@ -21,34 +22,71 @@ static struct origin *derived(struct corral_job *job, const char *section, const
     return at;
 }
 
+/* Names are ledger roles and log files, so one is nobody else's. */
+static enum corral_status check_name(const struct corral_job *job, uint32_t i, struct corral_error *err)
+{
+    const struct corral_job_partition *p = &job->partition[i];
+    char process[CORRAL_JOB_NAME_MAX + 8];
+    for (uint32_t k = 0; k < i; k++) {
+        if (strcmp(job->partition[k].name, p->name) == 0) {
+            return job_error(job, part_origin(job, i, "name"), err, "`%s` is already the name of a %s",
+                             p->name, job_partition_section(&job->partition[k]));
+        }
+    }
+    bool taken = strcmp(p->name, "coordinator") == 0;
+    for (uint32_t n = 0; n < job->node_count; n++) {
+        snprintf(process, sizeof process, "agent-%s", job->node[n].name);
+        taken |= strcmp(p->name, process) == 0;
+    }
+    for (uint32_t k = 0; k < i; k++) {
+        const size_t length = strlen(job->partition[k].name);
+        uint64_t number = 0;
+        taken |= job->partition[k].role != CORRAL_ROLE_TENANT && p->name[length] == '-' &&
+                 strncmp(p->name, job->partition[k].name, length) == 0 &&
+                 corral_parse_u64(p->name + length + 1, &number);
+    }
+    return taken ? job_error(job, part_origin(job, i, "name"), err,
+                             "`%s` is the name of another process of the run; choose another", p->name)
+                 : CORRAL_OK;
+}
+
+static enum corral_status check_tenant(const struct corral_job *job, uint32_t i, struct corral_error *err)
+{
+    const struct corral_job_partition *p = &job->partition[i];
+    CORRAL_TRY(check_name(job, i, err));
+    for (uint32_t d = 1; d < p->device_count; d++) {
+        if (p->device[d].node != p->device[0].node) {
+            return job_error(
+                job, part_origin(job, i, "gpus"), err,
+                "tenant.%s is one process, and its devices are on nodes `%s` and `%s`; write one "
+                "[[tenant]] for each node",
+                p->name, job->node[p->device[0].node].name, job->node[p->device[d].node].name);
+        }
+    }
+    return CORRAL_OK;
+}
+
 static enum corral_status check_partition(struct corral_job *job, uint32_t i, struct corral_error *err)
 {
     struct corral_job_partition *p = &job->partition[i];
     if (p->ceiling == UINT64_MAX) {
         p->ceiling = p->floor;
-        job->origins->partition_option[i][corral_option_find("partition", "ceiling") - corral_options].kind =
-            ORIGIN_DERIVED;
+        job->origins
+            ->partition_option[i][corral_option_find(job_partition_section(p), "ceiling") - corral_options]
+            .kind = ORIGIN_DERIVED;
     }
     if (p->ceiling == 0) {
         return job_error(job, part_origin(job, i, "floor"), err,
-                         "partition.%s may hold no memory at all: set ceiling", p->name);
+                         "%s.%s may hold no memory at all: set ceiling", job_partition_section(p), p->name);
     }
     if (p->floor > p->ceiling) {
         char a[48], b[48];
         return job_error(job, part_origin(job, i, "ceiling"), err,
-                         "`partition.%s.ceiling` (%s) is below its floor (%s)", p->name,
+                         "`%s.%s.ceiling` (%s) is below its floor (%s)", job_partition_section(p), p->name,
                          corral_format_bytes_exact(p->ceiling, a, sizeof a),
                          corral_format_bytes_exact(p->floor, b, sizeof b));
     }
-    if (p->role == CORRAL_ROLE_TENANT && p->command_count == 0) {
-        return job_error(job, &job->origins->partition[i], err,
-                         "missing key `partition.%s.command`: what the tenant runs", p->name);
-    }
-    if (p->role != CORRAL_ROLE_TENANT && p->command_count > 0) {
-        return job_error(job, part_origin(job, i, "command"), err,
-                         "`partition.%s.command` is for role = \"tenant\" only", p->name);
-    }
-    return CORRAL_OK;
+    return p->role == CORRAL_ROLE_TENANT ? check_tenant(job, i, err) : CORRAL_OK;
 }
 
 /* Compute shares of a shared device add up to at most the device. */
@@ -71,7 +109,8 @@ static enum corral_status check_compute(const struct corral_job *job, uint32_t i
         if (sum > 100) {
             char name[64];
             return job_error(
-                job, part_origin(job, i, "compute"), err, "the compute shares on %s add up to %u percent",
+                job, part_origin(job, i, "compute"), err,
+                "the compute shares on %s add up to %u percent; set `compute` of each, at most 100 together",
                 corral_job_device_name(job, p->device[d].node, p->device[d].slot, name, sizeof name), sum);
         }
     }
@@ -90,6 +129,49 @@ static enum corral_status check_partitions(struct corral_job *job, struct corral
         if (corral_job_workers(job, NULL, 0) > CORRAL_JOB_WORKERS_MAX) {
             return job_error(job, &job->origins->partition[i], err, "more than %d workers",
                              CORRAL_JOB_WORKERS_MAX);
+        }
+    }
+    return CORRAL_OK;
+}
+
+static bool any_partition(const struct corral_job *job, bool gpu, bool tenant, bool share)
+{
+    for (uint32_t i = 0; i < job->partition_count; i++) {
+        const struct corral_job_partition *p = &job->partition[i];
+        for (uint32_t d = 0; d < p->device_count; d++) {
+            bool on_gpu = job->node[p->device[d].node].kind == CORRAL_DEVICE_GPU;
+            if (on_gpu == gpu && (!tenant || p->role == CORRAL_ROLE_TENANT) && (!share || p->compute < 100)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* A fence that none of the job's devices can have is a wish nobody will grant: better said now. */
+static enum corral_status check_fences(const struct corral_job *job, struct corral_error *err)
+{
+    static const struct {
+        const char *name;
+        bool gpu, tenant, share;
+        const char *holds;
+    } needs[] = {
+        {"interposer", true, false, false, "processes on GPUs"},
+        {"mps", true, false, false, "processes on GPUs"},
+        {"dmem", true, false, false, "processes on GPUs"},
+        {"cgroup-memory", false, false, false, "processes on host devices"},
+        {"rlimit", false, true, false, "tenants on host devices"},
+        {"cpu", false, false, true, "partitions on host devices with `compute` below 100"},
+    };
+    const char *name;
+    for (uint32_t bit = 0; (name = corral_job_fence_name(bit)) != NULL; bit++) {
+        for (size_t i = 0; i < CORRAL_COUNT_OF(needs) && (job->memory.fences & 1u << bit) != 0; i++) {
+            if (strcmp(needs[i].name, name) == 0 &&
+                !any_partition(job, needs[i].gpu, needs[i].tenant, needs[i].share)) {
+                return job_error(job, job_origin(job, "memory", "fences"), err,
+                                 "`memory.fences` asks for \"%s\", which holds %s; this job has none", name,
+                                 needs[i].holds);
+            }
         }
     }
     return CORRAL_OK;
@@ -245,6 +327,7 @@ enum corral_status job_check(struct corral_job *job, struct corral_error *err)
         return job_error(job, job_origin(job, "job", "dir"), err, "`job.dir` is empty");
     }
     CORRAL_TRY(check_partitions(job, err));
+    CORRAL_TRY(check_fences(job, err));
     CORRAL_TRY(job->model.kind == CORRAL_MODEL_MLP ? check_mlp(job, err) : check_transformer(job, err));
     CORRAL_TRY(check_algorithm(job, err));
     CORRAL_TRY(check_stop(job, err));

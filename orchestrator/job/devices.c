@@ -39,6 +39,28 @@ static enum corral_status resolve_node(struct corral_job *job, uint32_t i, struc
     return CORRAL_OK;
 }
 
+/* Two ledgers for one GPU would each give away all of it. */
+static enum corral_status check_gpus_once(const struct corral_job *job, uint32_t i, struct corral_error *err)
+{
+    const struct corral_job_node *n = &job->node[i];
+    for (uint32_t q = 0; q < i; q++) {
+        const struct corral_job_node *other = &job->node[q];
+        if (strcmp(other->address, n->address) != 0) {
+            continue;
+        }
+        for (uint32_t k = 0; k < n->gpu_count * other->gpu_count; k++) {
+            if (n->gpu_index[k % n->gpu_count] == other->gpu_index[k / n->gpu_count]) {
+                return job_error(
+                    job, &job->origins->node[i], err,
+                    "node `%s` and node `%s` are the same machine (address \"%s\") and both have GPU "
+                    "%u; list the indices of each, such as gpus = [0, 1]",
+                    n->name, other->name, n->address, n->gpu_index[k % n->gpu_count]);
+            }
+        }
+    }
+    return CORRAL_OK;
+}
+
 /* One item "NODE:0-3,5". `next` walks its ranges; false at the end or when it is malformed (*bad). */
 struct range_walk {
     const char *p;
@@ -90,10 +112,9 @@ static bool range_next(struct range_walk *w, uint32_t *first, uint32_t *last)
 static enum corral_status malformed(const struct corral_job *job, const struct corral_job_partition *p,
                                     const struct device_item *item, struct corral_error *err)
 {
-    return job_error(
-        job, &item->at, err,
-        "`partition.%s.gpus`: \"%.60s\" is not a set of devices; write \"NODE:3\" or \"NODE:0-3\"", p->name,
-        item->text);
+    return job_error(job, &item->at, err,
+                     "`%s.%s.gpus`: \"%.60s\" is not a set of devices; write \"NODE:3\" or \"NODE:0-3\"",
+                     job_partition_section(p), p->name, item->text);
 }
 
 /* Without [[node]] the machine has as many host devices as the job names. */
@@ -109,8 +130,9 @@ static enum corral_status highest_index(struct corral_job *job, uint32_t *out, s
             while (range_next(&w, &first, &last)) {
                 if (last >= CORRAL_JOB_NODE_DEVICES_MAX) {
                     return job_error(job, &item->at, err,
-                                     "`partition.%s.gpus`: \"%.60s\" goes past the last possible device, %d",
-                                     job->partition[i].name, item->text, CORRAL_JOB_NODE_DEVICES_MAX - 1);
+                                     "`%s.%s.gpus`: \"%.60s\" goes past the last possible device, %d",
+                                     job_partition_section(&job->partition[i]), job->partition[i].name,
+                                     item->text, CORRAL_JOB_NODE_DEVICES_MAX - 1);
                 }
                 *out = CORRAL_MAX(*out, last);
             }
@@ -157,20 +179,20 @@ static enum corral_status unknown_node(const struct corral_job *job, const struc
                                        struct corral_error *err)
 {
     if (job->node[0].as_found) {
-        return job_error(
-            job, &item->at, err,
-            "`partition.%s.gpus`: unknown node `%s` in \"%.60s\"; without [[node]] the only node is "
-            "`local`",
-            p->name, name, item->text);
+        return job_error(job, &item->at, err,
+                         "`%s.%s.gpus`: unknown node `%s` in \"%.60s\"; without [[node]] the only node is "
+                         "`local`",
+                         job_partition_section(p), p->name, name, item->text);
     }
     const char *names[CORRAL_JOB_NODES_MAX] = {NULL};
     for (uint32_t i = 0; i < job->node_count; i++) {
         names[i] = job->node[i].name;
     }
     const char *near = corral_nearest(name, names, job->node_count);
-    return job_error(job, &item->at, err, "`partition.%s.gpus`: unknown node `%s` in \"%.60s\"%s%s%s",
-                     p->name, name, item->text, near != NULL ? "; did you mean `" : "",
-                     near != NULL ? near : "", near != NULL ? "`?" : "");
+    return job_error(job, &item->at, err, "`%s.%s.gpus`: unknown node `%s` in \"%.60s\"%s%s%s",
+                     job_partition_section(p), p->name, name, item->text,
+                     near != NULL ? "; did you mean `" : "", near != NULL ? near : "",
+                     near != NULL ? "`?" : "");
 }
 
 /* "0-3 5 7" */
@@ -192,6 +214,15 @@ static void indices_text(const struct corral_job_node *n, char *out, size_t out_
     }
 }
 
+/* A tenant shares what it is given; a partition has to say so. */
+static const char *shared_advice(const struct corral_job_partition *a, const struct corral_job_partition *b)
+{
+    if (a->role == CORRAL_ROLE_TENANT || b->role == CORRAL_ROLE_TENANT) {
+        return "; a partition shares its devices with a tenant when it says shared = true";
+    }
+    return a->shared || b->shared ? "; both must say shared = true" : "";
+}
+
 /* Who else has this device already? Two partitions may, when both say so. */
 static enum corral_status check_overlap(const struct corral_job *job, uint32_t partition, uint32_t item_index,
                                         const struct corral_job_device *d, struct corral_error *err)
@@ -205,8 +236,8 @@ static enum corral_status check_overlap(const struct corral_job *job, uint32_t p
                 continue;
             }
             if (q == partition) {
-                return job_error(job, &item->at, err, "gpus \"%.60s\" name %s:%u twice in partition.%s",
-                                 item->text, job->node[d->node].name, d->index, p->name);
+                return job_error(job, &item->at, err, "gpus \"%.60s\" name %s:%u twice in %s.%s", item->text,
+                                 job->node[d->node].name, d->index, job_partition_section(p), p->name);
             }
             if (p->shared && other->shared) {
                 continue;
@@ -216,9 +247,9 @@ static enum corral_status check_overlap(const struct corral_job *job, uint32_t p
             if (theirs->at.kind == ORIGIN_FILE) {
                 snprintf(where, sizeof where, "line %u", theirs->at.line);
             }
-            return job_error(job, &item->at, err, "gpus \"%.60s\" overlap partition.%s (%.60s, %s)%s",
-                             item->text, other->name, theirs->text, where,
-                             p->shared || other->shared ? "; both must say shared = true" : "");
+            return job_error(job, &item->at, err, "gpus \"%.60s\" overlap %s.%s (%.60s, %s)%s", item->text,
+                             job_partition_section(other), other->name, theirs->text, where,
+                             shared_advice(p, other));
         }
     }
     return CORRAL_OK;
@@ -239,14 +270,13 @@ static enum corral_status add_device(struct corral_job *job, uint32_t partition,
     if (d.slot == UINT32_MAX) {
         char have[128];
         indices_text(n, have, sizeof have);
-        return job_error(job, &item->at, err,
-                         "`partition.%s.gpus`: \"%.60s\" names %s:%u, but node `%s` has %s", p->name,
-                         item->text, n->name, index, n->name, have);
+        return job_error(job, &item->at, err, "`%s.%s.gpus`: \"%.60s\" names %s:%u, but node `%s` has %s",
+                         job_partition_section(p), p->name, item->text, n->name, index, n->name, have);
     }
     CORRAL_TRY(check_overlap(job, partition, item_index, &d, err));
     if (p->device_count == CORRAL_JOB_PARTITION_DEVICES_MAX) {
-        return job_error(job, &item->at, err, "partition.%s has more than %d devices", p->name,
-                         CORRAL_JOB_PARTITION_DEVICES_MAX);
+        return job_error(job, &item->at, err, "%s.%s has more than %d devices", job_partition_section(p),
+                         p->name, CORRAL_JOB_PARTITION_DEVICES_MAX);
     }
     job->origins->device_item[partition][p->device_count] = (uint8_t)item_index;
     p->device[p->device_count++] = d;
@@ -291,6 +321,7 @@ enum corral_status job_resolve_devices(struct corral_job *job, const struct corr
     }
     for (uint32_t i = 0; i < job->node_count; i++) {
         CORRAL_TRY(resolve_node(job, i, err));
+        CORRAL_TRY(check_gpus_once(job, i, err));
     }
     for (uint32_t i = 0; i < job->partition_count; i++) {
         for (uint32_t k = 0; k < job->origins->item_count[i]; k++) {

@@ -52,6 +52,9 @@ CORRAL_DEFINE_CLEANUP(struct corral_toml_doc, corral_toml_destroy)
 struct option_target job_target_job(struct corral_job *job, const char *section);
 struct option_target job_target_node(struct corral_job *job, uint32_t index);
 struct option_target job_target_partition(struct corral_job *job, uint32_t index);
+struct option_target job_target_tenant(struct corral_job *job, uint32_t index); /* of the partition it is */
+/* "partition" or "tenant", as the file calls it. */
+const char *job_partition_section(const struct corral_job_partition *p);
 /* A key that is not in `section` (shown with `prefix`), and one that is not at the top; `below` is what follows it, or NULL. */
 enum corral_status job_unknown_key(const struct corral_job *job, const char *section, const char *prefix,
                                    const char *key, const struct origin *at, struct corral_error *err);

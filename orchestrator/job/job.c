@@ -19,7 +19,7 @@ uint32_t corral_job_workers(const struct corral_job *job, struct corral_job_work
     uint32_t role_next[CORRAL_ROLE_TENANT + 1] = {0};
     for (uint32_t i = 0; i < job->partition_count; i++) {
         const struct corral_job_partition *p = &job->partition[i];
-        uint32_t workers = p->device_count * p->workers_per_device;
+        uint32_t workers = p->role == CORRAL_ROLE_TENANT ? 0 : p->device_count * p->workers_per_device;
         for (uint32_t k = 0; k < workers; k++, count++) {
             uint32_t role_index = role_next[p->role]++;
             if (out == NULL || count >= max) {
@@ -42,7 +42,7 @@ uint32_t corral_job_role_count(const struct corral_job *job, enum corral_role ro
     uint32_t count = 0;
     for (uint32_t i = 0; i < job->partition_count; i++) {
         const struct corral_job_partition *p = &job->partition[i];
-        count += p->role == role ? p->device_count * p->workers_per_device : 0;
+        count += p->role == role && role != CORRAL_ROLE_TENANT ? p->device_count * p->workers_per_device : 0;
     }
     return count;
 }
@@ -97,15 +97,42 @@ uint64_t corral_job_headroom(const struct corral_job *job, uint32_t node)
     return job->node[node].kind == CORRAL_DEVICE_GPU ? UINT64_C(2) << 30 : UINT64_C(16) << 20;
 }
 
-uint32_t corral_job_command(const struct corral_job_partition *p, const char *argv[CORRAL_JOB_ARGV_MAX + 1])
+static uint32_t unpack(const char *text, uint32_t count, const char **out)
 {
-    const char *text = p->command;
-    for (uint32_t i = 0; i < p->command_count; i++) {
-        argv[i] = text;
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = text;
         text += strlen(text) + 1;
     }
-    argv[p->command_count] = NULL;
-    return p->command_count;
+    out[count] = NULL;
+    return count;
+}
+
+uint32_t corral_job_command(const struct corral_job_partition *p, const char *argv[CORRAL_JOB_ARGV_MAX + 1])
+{
+    return unpack(p->command, p->command_count, argv);
+}
+
+uint32_t corral_job_environment(const struct corral_job_partition *p,
+                                const char *env[CORRAL_JOB_ARGV_MAX + 1])
+{
+    return unpack(p->environment, p->environment_count, env);
+}
+
+enum corral_status corral_job_set_tenant_folder(struct corral_job *job, const char *folder,
+                                                struct corral_error *err)
+{
+    for (uint32_t i = 0; i < job->partition_count; i++) {
+        struct corral_job_partition *p = &job->partition[i];
+        if (p->role != CORRAL_ROLE_TENANT || p->folder[0] != '\0') {
+            continue;
+        }
+        if (strlen(folder) >= sizeof p->folder) {
+            return corral_fail(err, CORRAL_INVALID, "tenant.%s.folder: the path %.60s… is too long", p->name,
+                               folder);
+        }
+        strcpy(p->folder, folder);
+    }
+    return CORRAL_OK;
 }
 
 uint64_t corral_job_batch(const struct corral_job *job, uint32_t agents)

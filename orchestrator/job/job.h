@@ -41,6 +41,9 @@ enum corral_engine_kind {
 enum corral_algorithm_kind { CORRAL_ALGORITHM_PPO, CORRAL_ALGORITHM_VTRACE };
 enum corral_stream_durability { CORRAL_STREAM_MEMORY, CORRAL_STREAM_WAL };
 enum corral_weights_transport { CORRAL_WEIGHTS_AUTO, CORRAL_WEIGHTS_SHM, CORRAL_WEIGHTS_TCP };
+/* When a tenant that has ended is started again. */
+enum corral_restart { CORRAL_RESTART_ALWAYS, CORRAL_RESTART_ON_FAILURE, CORRAL_RESTART_NEVER };
+enum corral_unknown_driver { CORRAL_UNKNOWN_DRIVER_REFUSE, CORRAL_UNKNOWN_DRIVER_UNPROVEN };
 enum corral_log_option { CORRAL_LOG_OPTION_TEXT, CORRAL_LOG_OPTION_JSON };
 enum corral_log_level_option {
     CORRAL_LOG_OPTION_ERROR,
@@ -82,8 +85,12 @@ struct corral_job_partition {
     uint32_t compute;                                                  /* percent */
     uint32_t workers_per_device;
     bool shared;
-    uint32_t command_count;
+    /* tenants: a program under a quota, one process that sees all its devices, which are of one node */
+    uint32_t command_count, environment_count;
     char command[CORRAL_JOB_TEXT_MAX]; /* command_count strings, each with its NUL: corral_job_command() */
+    char environment[CORRAL_JOB_TEXT_MAX]; /* "KEY=VALUE" strings: corral_job_environment() */
+    char folder[CORRAL_JOB_TEXT_MAX];      /* absolute; "": where launch is run */
+    enum corral_restart restart;
 };
 
 struct corral_job {
@@ -99,11 +106,15 @@ struct corral_job {
     uint32_t node_count;
     struct corral_job_node node[CORRAL_JOB_NODES_MAX];
     uint32_t partition_count;
-    struct corral_job_partition partition[CORRAL_JOB_PARTITIONS_MAX]; /* in the order of the file */
+    struct corral_job_partition
+        partition[CORRAL_JOB_PARTITIONS_MAX]; /* in the order of the file; tenants after the others */
 
     struct {
         double overcommit;
         uint64_t headroom; /* UINT64_MAX = by kind of device: corral_job_headroom() */
+        uint64_t drift, spill, pressure_wait_ns;
+        enum corral_unknown_driver unknown_driver;
+        uint32_t fences; /* bit mask: corral_job_fence_name() */
     } memory;
 
     struct {
@@ -129,6 +140,7 @@ struct corral_job {
         bool master_weights;
         uint32_t tokens_per_gpu, logits_chunk;
         bool checkpointing; /* activation checkpointing */
+        uint64_t peak;      /* declared peak of a gradient step on a device; 0 = the plan's need */
     } trainer;
 
     struct {
@@ -231,7 +243,7 @@ CORRAL_DEFINE_CLEANUP(struct corral_job, corral_job_destroy)
 const char *corral_role_name(enum corral_role role);               /* "train", "rollout", "eval", "tenant" */
 const char *corral_device_kind_name(enum corral_device_kind kind); /* "host", "gpu" */
 
-/* One process per device and workers_per_device, partitions in file order, devices in the order written. */
+/* One process per device and workers_per_device, partitions in file order, devices in the order written. Tenants are not workers. */
 struct corral_job_worker {
     char name[48]; /* partition name + "-" + index in the partition: "rollout-3" */
     enum corral_role role;
@@ -251,8 +263,16 @@ const char *corral_job_device_name(const struct corral_job *job, uint32_t node, 
 const char *corral_job_device_set(const struct corral_job *job, const struct corral_job_partition *p,
                                   char *out, size_t out_bytes);
 uint64_t corral_job_headroom(const struct corral_job *job, uint32_t node); /* bytes per device of that node */
-/* argv of a tenant partition, NULL-terminated, pointing into the job. Returns the count. */
+/* argv of a tenant, and what it adds to the environment, NULL-terminated, pointing into the job. Return the count. */
 uint32_t corral_job_command(const struct corral_job_partition *p, const char *argv[CORRAL_JOB_ARGV_MAX + 1]);
+uint32_t corral_job_environment(const struct corral_job_partition *p,
+                                const char *env[CORRAL_JOB_ARGV_MAX + 1]);
+/* Tenants without a folder get this one: the only value that launch decides. CORRAL_INVALID when it is too long. */
+enum corral_status corral_job_set_tenant_folder(struct corral_job *job, const char *folder,
+                                                struct corral_error *err);
+/* Names that memory.fences knows, by bit; NULL past the last. */
+const char *corral_job_fence_name(uint32_t bit);
+const char *corral_restart_name(enum corral_restart restart); /* "always", "on-failure", "never" */
 /* Transitions per gradient step over all trainers, for an environment with `agents` rows per instance. */
 uint64_t corral_job_batch(const struct corral_job *job, uint32_t agents);
 /* 0..1: where the schedules stand after `env_steps`. */

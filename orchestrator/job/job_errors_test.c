@@ -10,6 +10,8 @@
 #define ROLL "[partition.rollout]\nrole = \"rollout\"\ngpus = [\"a:4-7\"]\nfloor = \"64MiB\"\n" /* 11-14 */
 #define ENV "[env]\nid = \"CartPole-v1\"\n"                                                     /* 15-16 */
 #define STOP "[stop]\nenv_steps = 1000\n"                                                       /* 17-18 */
+#define TENANT "[[tenant]]\nname = \"t\"\ngpus = [\"a:7\"]\n"                                   /* 19-21 */
+#define SHARED "[partition.x]\nrole = \"train\"\ngpus = [\"a:0\"]\nfloor = \"1MiB\"\nshared = true\n"
 #define GOOD HEAD NODE TRAIN ROLL ENV STOP
 
 struct error_case {
@@ -129,16 +131,75 @@ static const struct error_case cases[] = {
      "[partition.x]\nrole = \"rollout\"\nfloor = \"1MiB\"\nshared = true\ncompute = 60\ngpus = [\"a:0\"]\n"
      "[partition.y]\nrole = \"train\"\nfloor = \"1MiB\"\nshared = true\ncompute = 50\ngpus = [\"a:0\"]\n" ENV
          STOP,
-     "17:11: error: the compute shares on a:0 add up to 110 percent"},
+     "17:11: error: the compute shares on a:0 add up to 110 percent; set `compute` of each, at most 100 "
+     "together"},
     /* values that contradict each other */
     {HEAD NODE
      "[partition.x]\nrole = \"rollout\"\nfloor = \"2MiB\"\nceiling = \"1MiB\"\ngpus = [\"a:0\"]\n" ENV STOP,
      "10:11: error: `partition.x.ceiling` (1MiB) is below its floor (2MiB)"},
+    /* tenants */
     {HEAD NODE "[partition.x]\nrole = \"tenant\"\nfloor = \"2MiB\"\ngpus = [\"a:0\"]\n" ENV STOP,
-     "7:12: error: missing key `partition.x.command`: what the tenant runs"},
+     "8:8: error: `partition.x.role` must be one of \"train\", \"rollout\", \"eval\", not \"tenant\""},
     {HEAD NODE
      "[partition.x]\nrole = \"eval\"\nfloor = \"2MiB\"\ngpus = [\"a:0\"]\ncommand = [\"ls\"]\n" ENV STOP,
-     "11:11: error: `partition.x.command` is for role = \"tenant\" only"},
+     "11:1: error: unknown key `partition.x.command`; did you mean `tenant.command`?"},
+    {GOOD TENANT "floor = \"1MiB\"\n", "19:1: error: missing key `tenant.command`"},
+    {GOOD TENANT "floor = \"1MiB\"\ncommand = []\n",
+     "23:11: error: `tenant.command` must have 1 to 64 strings"},
+    {GOOD TENANT "floor = \"1MiB\"\ncommand = [\"\"]\n",
+     "23:11: error: `tenant.command` must begin with a program"},
+    {GOOD TENANT "floor = \"1MiB\"\ncommand = [\"x\"]\n",
+     "21:9: error: gpus \"a:7\" overlap partition.rollout (a:4-7, line 13); a partition shares its devices "
+     "with a "
+     "tenant when it says shared = true"},
+    {GOOD TENANT "floor = \"1MiB\"\ncommand = [\"x\"]\nenvironment = [\"A\"]\n",
+     "24:15: error: `tenant.environment` must hold \"KEY=VALUE\" strings"},
+    {GOOD TENANT "floor = \"1MiB\"\ncommand = [\"x\"]\nenvironment = [\"LD_PRELOAD=x\"]\n",
+     "24:15: error: `tenant.environment` may not set CORRAL_*, CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER, "
+     "CUDA_MPS_*, "
+     "LD_PRELOAD or LD_AUDIT: they belong to the fences"},
+    {GOOD "[[tenant]]\nname = \"rollout-3\"\ngpus = [\"a:7\"]\nfloor = \"1MiB\"\ncommand = [\"x\"]\n",
+     "21:9: error: gpus \"a:7\" overlap partition.rollout (a:4-7, line 13); a partition shares its devices "
+     "with a "
+     "tenant when it says shared = true"},
+    {HEAD NODE
+     "host_memory = \"1GiB\"\n" SHARED
+     "[[tenant]]\nname = \"x-3\"\ngpus = [\"a:0\"]\nfloor = \"1MiB\"\ncompute = 50\ncommand = [\"x\"]\n" ENV
+         STOP,
+     "14:8: error: `x-3` is the name of another process of the run; choose another"},
+    {HEAD NODE
+     "host_memory = \"1GiB\"\n" SHARED
+     "[[tenant]]\nname = \"x\"\ngpus = [\"a:0\"]\nfloor = \"1MiB\"\ncompute = 50\ncommand = [\"x\"]\n" ENV
+         STOP,
+     "14:8: error: `x` is already the name of a partition"},
+    {HEAD NODE "host_memory = \"1GiB\"\n" SHARED
+               "[[tenant]]\nname = \"y\"\ngpus = [\"a:0\"]\nfloor = \"1MiB\"\ncommand = [\"x\"]\n" ENV STOP,
+     "13:1: error: the compute shares on a:0 add up to 200 percent; set `compute` of each, at most 100 "
+     "together"},
+    {HEAD NODE
+     "[[node]]\nname = \"b\"\nhost_devices = 1\n"
+     "[[tenant]]\nname = \"y\"\ngpus = [\"a:0\", \"b:0\"]\nfloor = \"1MiB\"\ncommand = [\"x\"]\n" ENV STOP,
+     "12:8: error: tenant.y is one process, and its devices are on nodes `a` and `b`; write one [[tenant]] "
+     "for each "
+     "node"},
+    {HEAD "[[node]]\nname = \"a\"\ngpus = 2\ngpu_memory = \"1GiB\"\n[[node]]\nname = \"b\"\ngpus = [3, "
+          "1]\ngpu_memory = "
+          "\"1GiB\"\n" TRAIN ENV STOP,
+     "8:1: error: node `b` and node `a` are the same machine (address \"local\") and both have GPU 1; list "
+     "the indices "
+     "of each, such as gpus = [0, 1]"},
+    {GOOD "[tenant]\nname = \"y\"\n", "19:2: error: `tenant` must be written as [[tenant]]"},
+    {GOOD "[memory]\nfences = [\"mpps\"]\n",
+     "20:10: error: `memory.fences` may name \"ledger\", \"interposer\", \"mps\", \"dmem\", "
+     "\"cgroup-memory\", "
+     "\"cpuset\", \"cpu\", \"rlimit\", \"affinity\", not \"mpps\"; did you mean \"mps\"?"},
+    {GOOD "[memory]\nfences = [\"mps\"]\n",
+     "20:10: error: `memory.fences` asks for \"mps\", which holds processes on GPUs; this job has none"},
+    {GOOD "[memory]\nfences = [\"affinity\", \"rlimit\"]\n",
+     "20:10: error: `memory.fences` asks for \"rlimit\", which holds tenants on host devices; this job has "
+     "none"},
+    {GOOD "[memory]\npressure_wait = \"11s\"\n",
+     "20:17: error: `memory.pressure_wait` must be between 0s and 10s, not 11s"},
     {GOOD "[model]\nkind = \"transformer\"\n",
      "20:8: error: missing key `model.layers`: needed when model.kind is \"transformer\""},
     {GOOD "[engine]\nkind = \"vllm\"\n",

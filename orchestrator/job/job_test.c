@@ -217,19 +217,39 @@ static void a_tenant_with_gpus_prints_and_parses_too(void **state)
     const char *text =
         "schema = 1\n[job]\nname = \"t\"\n[[node]]\nname = \"n\"\ngpus = [4, 2, 7]\n"
         "gpu_memory = \"80GiB\"\ncpus = 3\naddress = \"10.0.0.1\"\n"
-        "[partition.j]\nrole = \"tenant\"\ngpus = [\"n:4\", \"n:7\"]\nfloor = \"0B\"\nceiling = \"1.5GiB\"\n"
-        "command = [\"jupyter\", \"lab\", \"--ip=0.0.0.0\", \"\"]\n[env]\nid = \"x\"\n[stop]\nwall = "
+        "[[tenant]]\nname = \"j\"\ngpus = [\"n:4\", \"n:7\"]\nfloor = \"0B\"\nceiling = \"1.5GiB\"\n"
+        "compute = 30\ncommand = [\"jupyter\", \"lab\", \"--ip=0.0.0.0\", \"\"]\nrestart = \"always\"\n"
+        "environment = [\"A=b=c\", \"D=\"]\nfolder = \"work\"\n"
+        "[memory]\nfences = [\"mps\", \"affinity\"]\n[partition.r]\nrole = \"rollout\"\ngpus = [\"n:2\", "
+        "\"n:4\"]\n"
+        "floor = \"1GiB\"\nshared = true\ncompute = 70\n[env]\nid = \"x\"\n[stop]\nwall = "
         "\"1s\"\n";
     struct corral_job *job = load_with(text, NULL, NULL, 0, NULL);
     struct corral_error err;
     const char *argv[CORRAL_JOB_ARGV_MAX + 1];
-    assert_int_equal(corral_job_command(&job->partition[0], argv), 4);
+    /* After the partitions, and no worker. */
+    assert_int_equal(job->partition_count, 2);
+    const struct corral_job_partition *tenant = &job->partition[1];
+    assert_int_equal(tenant->role, CORRAL_ROLE_TENANT);
+    assert_int_equal(corral_job_workers(job, NULL, 0), 2);
+    assert_int_equal(corral_job_role_count(job, CORRAL_ROLE_TENANT), 0);
+    assert_int_equal(tenant->restart, CORRAL_RESTART_ALWAYS);
+    assert_int_equal(corral_job_environment(tenant, argv), 2);
+    assert_string_equal(argv[0], "A=b=c");
+    assert_string_equal(argv[1], "D=");
+    assert_string_equal(tenant->folder, "work");
+    assert_int_equal(job->memory.fences, 1u << 2 | 1u << 8);
+    assert_string_equal(corral_job_fence_name(8), "affinity");
+    assert_null(corral_job_fence_name(9));
+    assert_int_equal(corral_job_command(tenant, argv), 4);
     assert_string_equal(argv[2], "--ip=0.0.0.0");
     assert_string_equal(argv[3], "");
     assert_null(argv[4]);
-    assert_int_equal(job->partition[0].device[1].slot, 2);
-    assert_int_equal(job->partition[0].device[1].index, 7);
+    assert_int_equal(tenant->device[1].slot, 2);
+    assert_int_equal(tenant->device[1].index, 7);
     assert_int_equal(corral_job_headroom(job, 0), UINT64_C(2) << 30);
+    check_ok(corral_job_set_tenant_folder(job, "/elsewhere", &err)); /* it has one */
+    assert_string_equal(tenant->folder, "work");
     char *printed = NULL;
     check_ok(corral_job_text_of(job, &printed, &err));
     struct corral_job *again = load_with(printed, NULL, NULL, 0, NULL);
@@ -318,6 +338,8 @@ static size_t field_bytes(enum corral_option_type type)
         return 8;
     case CORRAL_OPTION_BOOL:
         return sizeof(bool);
+    case CORRAL_OPTION_SET:
+        return 4;
     default:
         return 0; /* several fields or a text of its own size */
     }
@@ -332,7 +354,7 @@ static void every_row_of_the_table_is_sound(void **state)
         if ((bytes != 0 && o->size != bytes) || o->help == NULL || o->help[0] == '\0' ||
             (o->section[0] != '\0' && corral_option_section_find(o->section) == NULL) ||
             (o->required + (o->def != NULL) + (o->unset != NULL)) != 1 ||
-            ((o->type == CORRAL_OPTION_ENUM) != (o->choices != NULL)) ||
+            ((o->type == CORRAL_OPTION_ENUM || o->type == CORRAL_OPTION_SET) != (o->choices != NULL)) ||
             corral_option_find(o->section, o->name) != o) {
             fail_msg("option %s.%s", o->section, o->name);
         }

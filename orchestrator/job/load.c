@@ -135,7 +135,7 @@ static enum corral_status read_partitions(struct corral_job *job, const struct c
                              name, CORRAL_JOB_NAME_MAX - 8);
         }
         if (i >= CORRAL_JOB_PARTITIONS_MAX) {
-            return job_error(job, &at, err, "more than %d partitions", CORRAL_JOB_PARTITIONS_MAX);
+            return job_error(job, &at, err, "more than %d partitions and tenants", CORRAL_JOB_PARTITIONS_MAX);
         }
         strcpy(job->partition[i].name, name);
         job->origins->partition[i] = at;
@@ -147,11 +147,46 @@ static enum corral_status read_partitions(struct corral_job *job, const struct c
     return CORRAL_OK;
 }
 
+/* A tenant is a partition of its own kind; partitions have been read. */
+static enum corral_status read_tenants(struct corral_job *job, const struct corral_toml_doc *defaults,
+                                       const struct corral_toml_node *v, const struct origin *at,
+                                       struct corral_error *err)
+{
+    uint32_t count = corral_toml_kind(v) == CORRAL_TOML_ARRAY ? corral_toml_array_size(v) : 0;
+    if (count == 0) {
+        return job_error(job, at, err, "`tenant` must be written as [[tenant]]");
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const struct corral_toml_node *table = corral_toml_array_at(v, i);
+        const uint32_t p = job->partition_count;
+        struct origin where = value_origin(table);
+        if (corral_toml_kind(table) != CORRAL_TOML_TABLE) {
+            return job_error(job, at, err, "`tenant` must be written as [[tenant]]");
+        }
+        if (p >= CORRAL_JOB_PARTITIONS_MAX) {
+            return job_error(job, &where, err, "more than %d partitions and tenants",
+                             CORRAL_JOB_PARTITIONS_MAX);
+        }
+        job->origins->partition[p] = where;
+        job->partition[p].role = CORRAL_ROLE_TENANT;
+        job->partition[p].shared = true;
+        job->partition[p].workers_per_device = 1;
+        const struct option_target t = job_target_tenant(job, p);
+        CORRAL_TRY(defaults_apply(defaults, "tenant", &t, err));
+        job->partition_count = p + 1;
+        CORRAL_TRY(read_keys("tenant", &t, table, err));
+    }
+    return CORRAL_OK;
+}
+
 static enum corral_status read_section(struct corral_job *job, const struct corral_toml_doc *defaults,
                                        const struct corral_option_section *section,
                                        const struct corral_toml_node *v, const struct origin *at,
                                        struct corral_error *err)
 {
+    if (strcmp(section->name, "tenant") == 0) {
+        return read_tenants(job, defaults, v, at, err);
+    }
     if (section->kind == CORRAL_SECTION_ARRAY) {
         return read_nodes(job, defaults, v, at, err);
     }
@@ -170,6 +205,8 @@ static enum corral_status read_root(struct corral_job *job, const struct corral_
                                     const struct corral_toml_node *root, struct corral_error *err)
 {
     const struct option_target top = job_target_job(job, "");
+    const struct corral_toml_node *tenants = NULL; /* after the partitions, wherever they stand */
+    struct origin tenants_at = {.kind = ORIGIN_FILE};
     for (uint32_t i = 0; i < corral_toml_table_size(root); i++) {
         const char *key = corral_toml_table_key(root, i);
         const struct corral_toml_node *v = corral_toml_table_at(root, i);
@@ -184,9 +221,16 @@ static enum corral_status read_root(struct corral_job *job, const struct corral_
         if (section == NULL) {
             return job_unknown_section(job, key, corral_toml_table_key(v, 0), &at, err);
         }
+        if (strcmp(key, "tenant") == 0) {
+            tenants = v;
+            tenants_at = at;
+            continue;
+        }
         CORRAL_TRY(read_section(job, defaults, section, v, &at, err));
     }
-    return CORRAL_OK;
+    return tenants == NULL
+               ? CORRAL_OK
+               : read_section(job, defaults, corral_option_section_find("tenant"), tenants, &tenants_at, err);
 }
 
 /* ---- what is missing ---- */
@@ -224,8 +268,10 @@ static enum corral_status check_all_required(struct corral_job *job, const struc
         CORRAL_TRY(check_required(job, "node", &t, &job->origins->node[i], err));
     }
     for (uint32_t i = 0; i < job->partition_count; i++) {
-        t = job_target_partition(job, i);
-        CORRAL_TRY(check_required(job, "partition", &t, &job->origins->partition[i], err));
+        const bool tenant = job->partition[i].role == CORRAL_ROLE_TENANT;
+        t = tenant ? job_target_tenant(job, i) : job_target_partition(job, i);
+        CORRAL_TRY(
+            check_required(job, tenant ? "tenant" : "partition", &t, &job->origins->partition[i], err));
     }
     return CORRAL_OK;
 }

@@ -32,6 +32,18 @@ struct option_target job_target_partition(struct corral_job *job, uint32_t index
     return t;
 }
 
+struct option_target job_target_tenant(struct corral_job *job, uint32_t index)
+{
+    struct option_target t = job_target_partition(job, index);
+    snprintf(t.prefix, sizeof t.prefix, "tenant.");
+    return t;
+}
+
+const char *job_partition_section(const struct corral_job_partition *p)
+{
+    return p->role == CORRAL_ROLE_TENANT ? "tenant" : "partition";
+}
+
 /* ---- names that do not exist ---- */
 
 /* The same key in another section is the likeliest slip when nothing in this one is near. */

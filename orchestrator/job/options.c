@@ -7,7 +7,12 @@
 #define HOUR_NS 3600e9
 #define YEAR_NS (8760 * HOUR_NS)
 
-static const char *const roles[] = {"train", "rollout", "eval", "tenant", NULL};
+static const char *const roles[] = {"train", "rollout", "eval", NULL};
+static const char *const restarts[] = {"always", "on-failure", "never", NULL};
+static const char *const unknown_drivers[] = {"refuse", "unproven", NULL};
+/* As quota/fences/fence.h names them. */
+static const char *const fences[] = {"ledger", "interposer", "mps",    "dmem",     "cgroup-memory",
+                                     "cpuset", "cpu",        "rlimit", "affinity", NULL};
 static const char *const model_kinds[] = {"mlp", "transformer", NULL};
 static const char *const activations[] = {"tanh", "relu", NULL};
 static const char *const dtypes[] = {"bf16", "f16", "f32", NULL};
@@ -26,6 +31,10 @@ _Static_assert(CORRAL_TANH == 0 && CORRAL_RELU == 1, "activations[] follows enum
 _Static_assert(CORRAL_ISOLATION_IN_PROCESS == 0 && CORRAL_ISOLATION_PROCESS == 1,
                "isolations[] follows enum corral_isolation");
 
+_Static_assert(CORRAL_RESTART_ALWAYS == 0 && CORRAL_RESTART_NEVER == 2,
+               "restarts[] follows enum corral_restart");
+_Static_assert(CORRAL_UNKNOWN_DRIVER_REFUSE == 0, "unknown_drivers[] follows enum corral_unknown_driver");
+
 #define AT(type, field) .offset = offsetof(struct type, field), .size = sizeof(((struct type *)0)->field)
 #define JOB(field) AT(corral_job, field)
 #define NODE(field) AT(corral_job_node, field)
@@ -40,6 +49,7 @@ const struct corral_option_section corral_option_sections[] = {
     {"job", CORRAL_SECTION_TABLE, "The run as a whole."},
     {"node", CORRAL_SECTION_ARRAY, "One machine each. Without any, the job runs on this machine, called `local`: on its GPUs when the model is a transformer, else on as many host devices as the partitions name. A host device is a slice of host memory with a quota and a CPU set."},
     {"partition", CORRAL_SECTION_NAMED, "A named set of devices with one role and one memory quota on each."},
+    {"tenant", CORRAL_SECTION_ARRAY, "Any other command that runs beside the job, under a quota on its devices: one process that sees them all. It may share devices with partitions that say shared = true."},
     {"memory", CORRAL_SECTION_TABLE, "Limits over all partitions of a device."},
     {"model", CORRAL_SECTION_TABLE, "What is trained. The shape of a transformer is for the memory arithmetic of `rlctl plan`."},
     {"trainer", CORRAL_SECTION_TABLE, "How the gradient is computed."},
@@ -79,10 +89,24 @@ const struct corral_option corral_options[] = {
     {"partition", "compute", CORRAL_OPTION_U32, DEF("100"), RANGE(1, 100), PART(compute), .help = "Share of each device's compute, in percent."},
     {"partition", "workers_per_device", CORRAL_OPTION_U32, DEF("1"), RANGE(1, 64), PART(workers_per_device), .help = "Processes on each device; they share its quota."},
     {"partition", "shared", CORRAL_OPTION_BOOL, DEF("false"), PART(shared), .help = "Allow another partition, also shared, on the same devices."},
-    {"partition", "command", CORRAL_OPTION_COMMAND, UNSET("needed for tenants, refused for others"), PART(command), .help = "Program and arguments of a tenant."},
+
+    {"tenant", "name", CORRAL_OPTION_NAME, REQUIRED, PART(name), .help = "Its name in status, logs and quotas."},
+    {"tenant", "command", CORRAL_OPTION_COMMAND, REQUIRED, PART(command), .help = "Program, found in PATH, and its arguments."},
+    {"tenant", "gpus", CORRAL_OPTION_DEVICES, REQUIRED, PART(device), .help = "Devices of one node, GPU or host."},
+    {"tenant", "floor", CORRAL_OPTION_BYTES, REQUIRED, RANGE(0, I63_MAX), PART(floor), .help = "Memory per device that is always there for it."},
+    {"tenant", "ceiling", CORRAL_OPTION_BYTES, UNSET("the floor"), RANGE(1, I63_MAX), PART(ceiling), .help = "Memory per device it may never pass. On host devices all of it is charged while the tenant runs."},
+    {"tenant", "compute", CORRAL_OPTION_U32, DEF("100"), RANGE(1, 100), PART(compute), .help = "Share of each device's compute, in percent."},
+    {"tenant", "restart", CORRAL_OPTION_ENUM, DEF("\"on-failure\""), .choices = restarts, PART(restart), .help = "When it is started again after it has ended, with the pauses and limits of [fault]."},
+    {"tenant", "environment", CORRAL_OPTION_ENVIRONMENT, DEF("[]"), PART(environment), .help = "`[\"KEY=VALUE\"]`, added to the environment of launch."},
+    {"tenant", "folder", CORRAL_OPTION_PATH, UNSET("where launch is run"), PART(folder), .help = "Its current directory, relative to the job file."},
 
     {"memory", "overcommit", CORRAL_OPTION_F64, DEF("1.0"), RANGE(1, 1.3), JOB(memory.overcommit), .help = "The ceilings of a device may add up to this times its memory."},
     {"memory", "headroom", CORRAL_OPTION_BYTES, UNSET("16MiB on host devices, 2GiB on GPUs"), RANGE(0, I63_MAX), JOB(memory.headroom), .help = "Memory of each device that nobody gets."},
+    {"memory", "drift", CORRAL_OPTION_BYTES, DEF("\"64MiB\""), RANGE(0, I63_MAX), JOB(memory.drift), .help = "What a process may physically use beyond its charges and its measured overhead before its gradient steps count as unproven."},
+    {"memory", "pressure_wait", CORRAL_OPTION_DURATION, DEF("\"200ms\""), RANGE(0, 10e9), JOB(memory.pressure_wait_ns), .help = "How long a request waits for borrowers to give memory back before it is denied."},
+    {"memory", "spill", CORRAL_OPTION_BYTES, DEF("\"0B\""), RANGE(0, I63_MAX), JOB(memory.spill), .help = "What each trainer process may put into host memory instead of being denied; counted per step."},
+    {"memory", "unknown_driver", CORRAL_OPTION_ENUM, DEF("\"refuse\""), .choices = unknown_drivers, JOB(memory.unknown_driver), .help = "A GPU driver with allocation functions that Corral does not know: refuse to start, or run with every step unproven."},
+    {"memory", "fences", CORRAL_OPTION_SET, DEF("[]"), .choices = fences, JOB(memory.fences), .help = "Fences that must be live beside the ledger and, on GPUs, the interposer; launch is refused without them."},
 
     {"model", "kind", CORRAL_OPTION_ENUM, DEF("\"mlp\""), .choices = model_kinds, JOB(model.kind), .help = "`mlp`: the built-in actor-critic. `transformer`: a language model."},
     {"model", "hidden", CORRAL_OPTION_WIDTHS, DEF("[32, 32]"), RANGE(1, CORRAL_POLICY_WIDTH_MAX), JOB(model.hidden), .help = "mlp: widths of the hidden layers of each tower, at most 4."},
@@ -111,6 +135,7 @@ const struct corral_option corral_options[] = {
     {"trainer", "tokens_per_gpu", CORRAL_OPTION_U32, DEF("16384"), RANGE(1, 1 << 24), JOB(trainer.tokens_per_gpu), .help = "transformer: tokens in one forward and backward pass on a device."},
     {"trainer", "logits_chunk", CORRAL_OPTION_U32, DEF("2048"), RANGE(1, 1 << 24), JOB(trainer.logits_chunk), .help = "transformer: tokens whose logits exist at once."},
     {"trainer", "checkpointing", CORRAL_OPTION_BOOL, DEF("true"), JOB(trainer.checkpointing), .help = "transformer: keep one activation per layer and recompute the rest."},
+    {"trainer", "peak", CORRAL_OPTION_BYTES, DEF("\"0B\""), RANGE(0, I63_MAX), JOB(trainer.peak), .help = "Most memory a trainer process holds during a gradient step, declared before each; 0B = what the plan counts."},
 
     {"engine", "kind", CORRAL_OPTION_ENUM, DEF("\"builtin\""), .choices = engines, JOB(engine.kind), .help = "The built-in policy, or an inference server."},
     {"engine", "tensor_parallel", CORRAL_OPTION_U32, DEF("1"), RANGE(1, 64), JOB(engine.tensor_parallel), .help = "Devices of one engine."},
@@ -214,6 +239,16 @@ const struct corral_option_section *corral_option_section_find(const char *name)
     return NULL;
 }
 
+const char *corral_job_fence_name(uint32_t bit)
+{
+    return bit < CORRAL_COUNT_OF(fences) - 1 ? fences[bit] : NULL;
+}
+
+const char *corral_restart_name(enum corral_restart restart)
+{
+    return restarts[restart];
+}
+
 const char *corral_option_type_name(enum corral_option_type type)
 {
     static const char *const names[] = {
@@ -224,7 +259,8 @@ const char *corral_option_type_name(enum corral_option_type type)
         [CORRAL_OPTION_DURATION] = "duration", [CORRAL_OPTION_ENUM] = "choice",
         [CORRAL_OPTION_WIDTHS] = "integers",   [CORRAL_OPTION_GPUS] = "count or indices",
         [CORRAL_OPTION_DEVICES] = "devices",   [CORRAL_OPTION_COMMAND] = "strings",
-        [CORRAL_OPTION_ARGS] = "inline table",
+        [CORRAL_OPTION_ARGS] = "inline table", [CORRAL_OPTION_ENVIRONMENT] = "strings",
+        [CORRAL_OPTION_SET] = "choices",
     };
     return names[type];
 }

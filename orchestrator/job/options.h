@@ -4,28 +4,31 @@
 
 #include "orchestrator/job/job.h"
 
-#define CORRAL_OPTIONS_MAX 160
+#define CORRAL_OPTIONS_MAX 192
 
 enum corral_option_type {
-    CORRAL_OPTION_NAME,     /* a-z 0-9 -, not empty; char[] */
-    CORRAL_OPTION_STRING,   /* char[] */
-    CORRAL_OPTION_PATH,     /* char[], made absolute from the job file's folder */
-    CORRAL_OPTION_U32,      /* uint32_t */
-    CORRAL_OPTION_U64,      /* uint64_t */
-    CORRAL_OPTION_F64,      /* double; unset = NaN */
-    CORRAL_OPTION_BOOL,     /* bool */
-    CORRAL_OPTION_BYTES,    /* uint64_t; unset = UINT64_MAX */
-    CORRAL_OPTION_DURATION, /* uint64_t nanoseconds */
-    CORRAL_OPTION_ENUM,     /* a C enum: index into choices */
-    CORRAL_OPTION_WIDTHS,   /* list of integers: job->model.hidden */
-    CORRAL_OPTION_GPUS,     /* count or list of indices: node->gpu_count, gpu_index */
-    CORRAL_OPTION_DEVICES,  /* list of "NODE:0-3": partition->device */
-    CORRAL_OPTION_COMMAND,  /* list of strings: partition->command */
-    CORRAL_OPTION_ARGS,     /* inline table: char[] of JSON */
+    CORRAL_OPTION_NAME,        /* a-z 0-9 -, not empty; char[] */
+    CORRAL_OPTION_STRING,      /* char[] */
+    CORRAL_OPTION_PATH,        /* char[], made absolute from the job file's folder */
+    CORRAL_OPTION_U32,         /* uint32_t */
+    CORRAL_OPTION_U64,         /* uint64_t */
+    CORRAL_OPTION_F64,         /* double; unset = NaN */
+    CORRAL_OPTION_BOOL,        /* bool */
+    CORRAL_OPTION_BYTES,       /* uint64_t; unset = UINT64_MAX */
+    CORRAL_OPTION_DURATION,    /* uint64_t nanoseconds */
+    CORRAL_OPTION_ENUM,        /* a C enum: index into choices */
+    CORRAL_OPTION_WIDTHS,      /* list of integers: job->model.hidden */
+    CORRAL_OPTION_GPUS,        /* count or list of indices: node->gpu_count, gpu_index */
+    CORRAL_OPTION_DEVICES,     /* list of "NODE:0-3": partition->device */
+    CORRAL_OPTION_COMMAND,     /* list of strings: partition->command */
+    CORRAL_OPTION_ENVIRONMENT, /* list of "KEY=VALUE": partition->environment */
+    CORRAL_OPTION_SET,         /* list of choices: uint32_t bit mask */
+    CORRAL_OPTION_ARGS,        /* inline table: char[] of JSON */
 };
 
 struct corral_option {
-    const char *section; /* "" for top-level keys, "node" for [[node]], "partition" for [partition.NAME] */
+    const char *
+        section; /* "" for top-level keys, "node" for [[node]], "partition" for [partition.NAME], "tenant" for [[tenant]] */
     const char *name;
     enum corral_option_type type;
     bool required;

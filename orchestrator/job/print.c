@@ -122,22 +122,33 @@ static void print_devices(FILE *to, const struct option_target *t)
     fputc(']', to);
 }
 
-static void print_command(FILE *to, const struct corral_job_partition *p)
+static void print_strings(FILE *to, const char *const *strings)
 {
-    const char *argv[CORRAL_JOB_ARGV_MAX + 1];
-    uint32_t count = corral_job_command(p, argv);
     fputc('[', to);
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; strings[i] != NULL; i++) {
         fputs(i > 0 ? ", " : "", to);
-        print_string(to, argv[i]);
+        print_string(to, strings[i]);
     }
     fputc(']', to);
+}
+
+static void print_set(FILE *to, const char *const *choices, uint32_t mask)
+{
+    const char *names[33] = {NULL};
+    uint32_t count = 0;
+    for (uint32_t i = 0; choices[i] != NULL; i++) {
+        if ((mask & 1u << i) != 0) {
+            names[count++] = choices[i];
+        }
+    }
+    print_strings(to, names);
 }
 
 /* False when the option has no value. */
 static bool print_value(FILE *to, const struct option_target *t, const struct corral_option *o)
 {
     const void *field = (const char *)t->base + o->offset;
+    const char *strings[CORRAL_JOB_ARGV_MAX + 1];
     uint32_t u32 = 0;
     uint64_t u64 = 0;
     double real = 0;
@@ -192,10 +203,16 @@ static bool print_value(FILE *to, const struct option_target *t, const struct co
         print_devices(to, t);
         return true;
     case CORRAL_OPTION_COMMAND:
-        if (((const struct corral_job_partition *)t->base)->command_count == 0) {
-            return false;
-        }
-        print_command(to, t->base);
+        (void)corral_job_command(t->base, strings);
+        print_strings(to, strings);
+        return true;
+    case CORRAL_OPTION_ENVIRONMENT:
+        (void)corral_job_environment(t->base, strings);
+        print_strings(to, strings);
+        return true;
+    case CORRAL_OPTION_SET:
+        memcpy(&u32, field, sizeof u32);
+        print_set(to, o->choices, u32);
         return true;
     case CORRAL_OPTION_ARGS:
         print_args(to, field);
@@ -286,7 +303,7 @@ enum corral_status corral_job_print(const struct corral_job *job, bool origins, 
         if (section->kind == CORRAL_SECTION_TABLE) {
             fprintf(to, "\n[%s]\n", section->name);
             CORRAL_TRY(print_section(to, &t, section->name, origins, err));
-        } else if (section->kind == CORRAL_SECTION_ARRAY) {
+        } else if (strcmp(section->name, "node") == 0) {
             for (uint32_t i = 0; i < j->node_count; i++) {
                 const struct option_target n = {
                     .job = j, .base = &j->node[i], .index = i, .origins = j->origins->node_option[i]};
@@ -295,11 +312,18 @@ enum corral_status corral_job_print(const struct corral_job *job, bool origins, 
             }
         } else {
             for (uint32_t i = 0; i < j->partition_count; i++) {
+                if (strcmp(job_partition_section(&j->partition[i]), section->name) != 0) {
+                    continue;
+                }
                 const struct option_target p = {.job = j,
                                                 .base = &j->partition[i],
                                                 .index = i,
                                                 .origins = j->origins->partition_option[i]};
-                fprintf(to, "\n[partition.%s]\n", j->partition[i].name);
+                if (section->kind == CORRAL_SECTION_ARRAY) {
+                    fputs("\n[[tenant]]\n", to);
+                } else {
+                    fprintf(to, "\n[partition.%s]\n", j->partition[i].name);
+                }
                 CORRAL_TRY(print_section(to, &p, section->name, origins, err));
             }
         }

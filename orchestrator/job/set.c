@@ -59,18 +59,24 @@ static enum corral_status set_target(struct corral_job *job, const struct set_pa
                    ? CORRAL_OK
                    : job_error(job, at, err, "unknown key `%s.%s.%s`", s->name, path->part[1], path->part[2]);
     }
-    bool node = s->kind == CORRAL_SECTION_ARRAY;
+    bool node = strcmp(s->name, "node") == 0;
     if (path->count != 3) {
         return job_error(job, at, err, "write %s.NAME.KEY=VALUE", s->name);
     }
     const char *names[CORRAL_JOB_NODES_MAX + CORRAL_JOB_PARTITIONS_MAX] = {NULL};
-    uint32_t count = node ? job->node_count : job->partition_count;
-    for (uint32_t i = 0; i < count; i++) {
-        names[i] = node ? job->node[i].name : job->partition[i].name;
-        if (strcmp(names[i], path->part[1]) == 0) {
-            *t = node ? job_target_node(job, i) : job_target_partition(job, i);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < (node ? job->node_count : job->partition_count); i++) {
+        if (!node && strcmp(job_partition_section(&job->partition[i]), s->name) != 0) {
+            continue;
+        }
+        const char *name = node ? job->node[i].name : job->partition[i].name;
+        if (strcmp(name, path->part[1]) == 0) {
+            *t = node                                           ? job_target_node(job, i)
+                 : job->partition[i].role == CORRAL_ROLE_TENANT ? job_target_tenant(job, i)
+                                                                : job_target_partition(job, i);
             return CORRAL_OK;
         }
+        names[count++] = name;
     }
     const char *near = corral_nearest(path->part[1], names, count);
     return job_error(job, at, err, "no %s is called `%s`%s%s%s", s->name, path->part[1],

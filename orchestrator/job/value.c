@@ -307,37 +307,100 @@ static enum corral_status set_devices(const struct option_target *t, const struc
     return CORRAL_OK;
 }
 
-static enum corral_status set_command(const struct option_target *t, const struct corral_option *o,
+/* A list of strings, one after the other with their NULs. `check` says what is wrong with one of them, or NULL. */
+static enum corral_status set_strings(const struct option_target *t, const struct corral_option *o,
                                       const struct corral_toml_node *v, const struct origin *at,
+                                      const char *(*check)(uint32_t i, const char *text), uint32_t *count_out,
                                       struct corral_error *err)
 {
-    struct corral_job_partition *p = t->base;
     if (corral_toml_kind(v) != CORRAL_TOML_ARRAY) {
         return wrong_type(t, o, "a list of strings", v, at, err);
     }
+    char packed[CORRAL_JOB_TEXT_MAX] = {0};
     uint32_t count = corral_toml_array_size(v);
-    if (count == 0 || count > CORRAL_JOB_ARGV_MAX) {
-        return job_error(t->job, at, err, "`%s%s` must have 1 to %d strings", t->prefix, o->name,
-                         CORRAL_JOB_ARGV_MAX);
-    }
     size_t used = 0;
+    if (count > CORRAL_JOB_ARGV_MAX || (count == 0 && o->required)) {
+        return job_error(t->job, at, err, "`%s%s` must have %u to %d strings", t->prefix, o->name,
+                         o->required ? 1u : 0u, CORRAL_JOB_ARGV_MAX);
+    }
     for (uint32_t i = 0; i < count; i++) {
         const struct corral_toml_node *e = corral_toml_array_at(v, i);
         if (corral_toml_kind(e) != CORRAL_TOML_STRING) {
             return wrong_type(t, o, "a list of strings", e, at, err);
         }
-        size_t length = strlen(corral_toml_string(e));
-        if (i == 0 && length == 0) {
-            return job_error(t->job, at, err, "`%s%s` must begin with a program", t->prefix, o->name);
+        const char *text = corral_toml_string(e);
+        const char *wrong = check(i, text);
+        if (wrong != NULL) {
+            return job_error(t->job, at, err, "`%s%s` %s", t->prefix, o->name, wrong);
         }
-        if (length + 1 > sizeof p->command - used) {
+        size_t length = strlen(text);
+        if (length + 1 > sizeof packed - used) {
             return job_error(t->job, at, err, "`%s%s` is longer than %zu bytes", t->prefix, o->name,
-                             sizeof p->command);
+                             sizeof packed);
         }
-        memcpy(p->command + used, corral_toml_string(e), length + 1);
+        memcpy(packed + used, text, length + 1);
         used += length + 1;
     }
-    p->command_count = count;
+    memcpy(field_of(t, o), packed, sizeof packed);
+    *count_out = count;
+    return CORRAL_OK;
+}
+
+static const char *check_command(uint32_t i, const char *text)
+{
+    return i == 0 && text[0] == '\0' ? "must begin with a program" : NULL;
+}
+
+/* What fences a process off is the agent's to say. */
+static const char *check_environment(uint32_t i, const char *text)
+{
+    static const char *const ours[] = {
+        "CORRAL_", "CUDA_VISIBLE_DEVICES=", "CUDA_DEVICE_ORDER=", "CUDA_MPS_", "LD_PRELOAD=", "LD_AUDIT="};
+    (void)i;
+    const char *equals = strchr(text, '=');
+    if (equals == NULL || equals == text) {
+        return "must hold \"KEY=VALUE\" strings";
+    }
+    for (size_t k = 0; k < CORRAL_COUNT_OF(ours); k++) {
+        if (strncmp(text, ours[k], strlen(ours[k])) == 0) {
+            return "may not set CORRAL_*, CUDA_VISIBLE_DEVICES, CUDA_DEVICE_ORDER, CUDA_MPS_*, LD_PRELOAD or "
+                   "LD_AUDIT: they belong to the fences";
+        }
+    }
+    return NULL;
+}
+
+static enum corral_status set_choices(const struct option_target *t, const struct corral_option *o,
+                                      const struct corral_toml_node *v, const struct origin *at,
+                                      struct corral_error *err)
+{
+    if (corral_toml_kind(v) != CORRAL_TOML_ARRAY) {
+        return wrong_type(t, o, "a list of strings", v, at, err);
+    }
+    uint32_t mask = 0, known = 0;
+    char list[200] = "";
+    for (; o->choices[known] != NULL; known++) {
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s\"%s\"", known > 0 ? ", " : "", o->choices[known]);
+    }
+    for (uint32_t i = 0; i < corral_toml_array_size(v); i++) {
+        const struct corral_toml_node *e = corral_toml_array_at(v, i);
+        if (corral_toml_kind(e) != CORRAL_TOML_STRING) {
+            return wrong_type(t, o, "a list of strings", e, at, err);
+        }
+        uint32_t k = 0;
+        while (k < known && strcmp(o->choices[k], corral_toml_string(e)) != 0) {
+            k++;
+        }
+        if (k == known) {
+            const char *near = corral_nearest(corral_toml_string(e), o->choices, known);
+            return job_error(t->job, at, err, "`%s%s` may name %s, not \"%.60s\"%s%s%s", t->prefix, o->name,
+                             list, corral_toml_string(e), near != NULL ? "; did you mean \"" : "",
+                             near != NULL ? near : "", near != NULL ? "\"?" : "");
+        }
+        mask |= 1u << k;
+    }
+    memcpy(field_of(t, o), &mask, sizeof mask);
     return CORRAL_OK;
 }
 
@@ -440,7 +503,15 @@ enum corral_status job_value_set(const struct option_target *t, const struct cor
         CORRAL_TRY(set_devices(t, o, value, at, err));
         break;
     case CORRAL_OPTION_COMMAND:
-        CORRAL_TRY(set_command(t, o, value, at, err));
+        CORRAL_TRY(set_strings(t, o, value, at, check_command,
+                               &((struct corral_job_partition *)t->base)->command_count, err));
+        break;
+    case CORRAL_OPTION_ENVIRONMENT:
+        CORRAL_TRY(set_strings(t, o, value, at, check_environment,
+                               &((struct corral_job_partition *)t->base)->environment_count, err));
+        break;
+    case CORRAL_OPTION_SET:
+        CORRAL_TRY(set_choices(t, o, value, at, err));
         break;
     case CORRAL_OPTION_ARGS: {
         char key[64];

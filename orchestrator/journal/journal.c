@@ -7,7 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SCHEMA_VERSION 1
+#define SCHEMA_VERSION 2
+#define SCHEMA_WITHOUT_PROOF 1 /* is read, and gets the new table when it is written to */
 #define BUSY_MS 5000
 
 static const char schema[] = "CREATE TABLE run(id INTEGER PRIMARY KEY CHECK(id = 1), run INTEGER NOT NULL, "
@@ -18,11 +19,22 @@ static const char schema[] = "CREATE TABLE run(id INTEGER PRIMARY KEY CHECK(id =
                              "env_steps INTEGER NOT NULL, path TEXT NOT NULL, written_ns INTEGER NOT NULL);"
                              "CREATE TABLE event(id INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, kind TEXT "
                              "NOT NULL, subject TEXT NOT NULL, text TEXT NOT NULL);"
-                             "PRAGMA user_version = 1;";
+                             "CREATE TABLE proof_head(rank INTEGER NOT NULL, count INTEGER NOT NULL, step "
+                             "INTEGER NOT NULL, hash TEXT NOT NULL, at_ns INTEGER NOT NULL,"
+                             " PRIMARY KEY(rank, count, hash));"
+                             "PRAGMA user_version = 2;";
+static const char add_proof_head[] =
+    "BEGIN;"
+    "CREATE TABLE IF NOT EXISTS proof_head(rank INTEGER NOT NULL, count INTEGER NOT NULL, step INTEGER NOT "
+    "NULL,"
+    " hash TEXT NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY(rank, count, hash));"
+    "PRAGMA user_version = 2;"
+    "COMMIT;";
 
 struct corral_journal {
     sqlite3 *db;
     char path[1024];
+    bool has_proof; /* the table of chain heads */
 };
 
 static enum corral_status failed(struct corral_journal *j, const char *what, struct corral_error *err)
@@ -107,7 +119,8 @@ static enum corral_status check_schema(struct corral_journal *j, struct corral_e
         return failed(j, "reading its schema version", err);
     }
     int found = sqlite3_column_int(s, 0);
-    return found == SCHEMA_VERSION
+    j->has_proof = found == SCHEMA_VERSION;
+    return found == SCHEMA_VERSION || found == SCHEMA_WITHOUT_PROOF
                ? CORRAL_OK
                : corral_fail(err, CORRAL_PROTOCOL, "journal %s: schema %d, this rlctl reads %d", j->path,
                              found, SCHEMA_VERSION);
@@ -139,6 +152,7 @@ static enum corral_status fill_new(struct corral_journal *j, uint64_t run, const
     CORRAL_TRY(run_sql(j, "BEGIN", "creating", err));
     CORRAL_TRY(run_sql(j, schema, "creating its tables", err));
     CORRAL_TRY(write_run(j, run, job_name, err));
+    j->has_proof = true;
     return run_sql(j, "COMMIT", "creating", err);
 }
 
@@ -178,6 +192,10 @@ static enum corral_status open_existing(const char *path, int flags, struct corr
     enum corral_status status = check_schema(j, err);
     if (status == CORRAL_OK && flags == SQLITE_OPEN_READWRITE) {
         status = configure(j, err);
+        if (status == CORRAL_OK && !j->has_proof) {
+            status = run_sql(j, add_proof_head, "adding the table of chain heads", err);
+            j->has_proof = status == CORRAL_OK;
+        }
     }
     if (status != CORRAL_OK) {
         corral_journal_close(j);
@@ -349,4 +367,56 @@ enum corral_status corral_journal_forget_checkpoint(struct corral_journal *j, ui
     CORRAL_TRY(prepare(j, "DELETE FROM checkpoint WHERE step = ?", &s, err));
     sqlite3_bind_int64(s, 1, (sqlite3_int64)step);
     return step_done(j, s, "forgetting a checkpoint", err);
+}
+
+static enum corral_status insert_head(struct corral_journal *j, const struct corral_journal_proof_head *head,
+                                      struct corral_error *err)
+{
+    STATEMENT *s = NULL;
+    CORRAL_TRY(
+        prepare(j, "INSERT OR IGNORE INTO proof_head(rank, count, step, hash, at_ns) VALUES(?, ?, ?, ?, ?)",
+                &s, err));
+    sqlite3_bind_int64(s, 1, head->rank);
+    sqlite3_bind_int64(s, 2, (sqlite3_int64)head->count);
+    sqlite3_bind_int64(s, 3, (sqlite3_int64)head->step);
+    sqlite3_bind_text(s, 4, head->hash, -1, SQLITE_TRANSIENT);
+    sqlite3_bind_int64(s, 5, (sqlite3_int64)corral_wall_ns());
+    return step_done(j, s, "noting a chain head", err);
+}
+
+enum corral_status corral_journal_proof_heads(struct corral_journal *j,
+                                              const struct corral_journal_proof_head *head, uint32_t count,
+                                              struct corral_error *err)
+{
+    CORRAL_TRY(run_sql(j, "BEGIN", "noting chain heads", err));
+    enum corral_status status = CORRAL_OK;
+    for (uint32_t i = 0; i < count && status == CORRAL_OK; i++) {
+        status = insert_head(j, &head[i], err);
+    }
+    if (status == CORRAL_OK) {
+        status = run_sql(j, "COMMIT", "noting chain heads", err);
+    }
+    if (status != CORRAL_OK) {
+        (void)run_sql(j, "ROLLBACK", "noting chain heads", NULL);
+    }
+    return status;
+}
+
+enum corral_status corral_journal_each_proof_head(struct corral_journal *j, corral_journal_proof_fn fn,
+                                                  void *ctx, struct corral_error *err)
+{
+    if (!j->has_proof) {
+        return CORRAL_OK;
+    }
+    STATEMENT *s = NULL;
+    CORRAL_TRY(prepare(j, "SELECT rank, count, step, hash FROM proof_head ORDER BY rank, count", &s, err));
+    int code;
+    while ((code = sqlite3_step(s)) == SQLITE_ROW) {
+        struct corral_journal_proof_head head = {.rank = (uint32_t)sqlite3_column_int64(s, 0),
+                                                 .count = (uint64_t)sqlite3_column_int64(s, 1),
+                                                 .step = (uint64_t)sqlite3_column_int64(s, 2)};
+        copy_text(s, 3, head.hash, sizeof head.hash);
+        CORRAL_TRY(fn(ctx, &head, err));
+    }
+    return code == SQLITE_DONE ? CORRAL_OK : failed(j, "reading chain heads", err);
 }

@@ -58,6 +58,20 @@ typedef enum corral_status (*corral_journal_checkpoint_fn)(void *ctx, uint64_t s
                                                            struct corral_error *err);
 enum corral_status corral_journal_each_checkpoint(struct corral_journal *j, corral_journal_checkpoint_fn fn,
                                                   void *ctx, struct corral_error *err);
+/* Heads of the proof chains (docs/spec/proof.md), noted after the chain had been synced. Durable when it returns; all or none. */
+struct corral_journal_proof_head {
+    uint32_t rank;
+    uint64_t count, step;
+    char hash[65];
+};
+enum corral_status corral_journal_proof_heads(struct corral_journal *j,
+                                              const struct corral_journal_proof_head *head, uint32_t count,
+                                              struct corral_error *err);
+/* By rank, then count. A journal from before there were any has none. */
+typedef enum corral_status (*corral_journal_proof_fn)(void *ctx, const struct corral_journal_proof_head *head,
+                                                      struct corral_error *err);
+enum corral_status corral_journal_each_proof_head(struct corral_journal *j, corral_journal_proof_fn fn,
+                                                  void *ctx, struct corral_error *err);
 enum corral_status corral_journal_forget_checkpoint(struct corral_journal *j, uint64_t step,
                                                     struct corral_error *err);
 

@@ -5,6 +5,7 @@
 #include "orchestrator/journal/journal.h"
 #include <sched.h>
 #include <signal.h>
+#include <sqlite3.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -287,12 +288,73 @@ static char *journal_bytes(size_t *bytes)
     return data;
 }
 
+static enum corral_status collect_head(void *ctx, const struct corral_journal_proof_head *head,
+                                       struct corral_error *err)
+{
+    struct corral_journal_proof_head **at = ctx;
+    (void)err;
+    *(*at)++ = *head;
+    return CORRAL_OK;
+}
+
+static void chain_heads_are_kept_by_rank_and_count(void **state)
+{
+    (void)state;
+    struct corral_error err = {0};
+    struct corral_journal *j = NULL;
+    struct corral_journal_proof_head head[] = {{.rank = 1, .count = 9, .step = 7, .hash = "bb"},
+                                               {.rank = 0, .count = 8, .step = 7, .hash = "aa"}};
+    struct corral_journal_proof_head later = {.rank = 0, .count = 20, .step = 18, .hash = "cc"}, read[8],
+                                     *end = read;
+    (void)unlink(path);
+    check_ok(corral_journal_create(path, 1, "heads", &j, &err));
+    check_ok(corral_journal_proof_heads(j, head, 2, &err));
+    check_ok(corral_journal_proof_heads(j, head, 2, &err)); /* noted again: nothing new */
+    check_ok(corral_journal_proof_heads(j, &later, 1, &err));
+    corral_journal_close(j);
+    check_ok(corral_journal_open_readonly(path, &j, &err));
+    check_ok(corral_journal_each_proof_head(j, collect_head, &end, &err));
+    corral_journal_close(j);
+    assert_int_equal(end - read, 3);
+    assert_string_equal(read[0].hash, "aa");
+    assert_string_equal(read[1].hash, "cc");
+    assert_int_equal(read[1].step, 18);
+    assert_int_equal(read[2].rank, 1);
+    assert_int_equal(read[2].count, 9);
+}
+
+static void a_journal_from_before_there_were_heads_gets_the_table(void **state)
+{
+    (void)state;
+    struct corral_error err = {0};
+    struct corral_journal *j = NULL;
+    struct corral_journal_proof_head head = {.rank = 0, .count = 1, .step = 0, .hash = "aa"}, read[2],
+                                     *end = read;
+    sqlite3 *db = NULL;
+    (void)unlink(path);
+    check_ok(corral_journal_create(path, 1, "old", &j, &err));
+    corral_journal_close(j);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "DROP TABLE proof_head; PRAGMA user_version = 1;", NULL, NULL, NULL),
+                     SQLITE_OK);
+    sqlite3_close(db);
+    check_ok(corral_journal_open_readonly(path, &j, &err));
+    check_ok(corral_journal_each_proof_head(j, collect_head, &end, &err));
+    corral_journal_close(j);
+    assert_ptr_equal(end, read);
+    check_ok(corral_journal_open(path, &j, &err));
+    check_ok(corral_journal_proof_heads(j, &head, 1, &err));
+    check_ok(corral_journal_each_proof_head(j, collect_head, &end, &err));
+    corral_journal_close(j);
+    assert_int_equal(end - read, 1);
+}
+
 static void another_schema_is_refused(void **state)
 {
     (void)state;
     size_t bytes;
     char *data = journal_bytes(&bytes);
-    data[63] ^= 3; /* user_version: 4 bytes, big-endian, at 60 */
+    data[63] ^= 7; /* user_version: 4 bytes, big-endian, at 60 */
     expect_unreadable(data, bytes);
     free(data);
 }
@@ -481,6 +543,8 @@ int main(void)
         test(events_are_told_in_order),
         test(a_reader_sees_a_running_journal_and_cannot_change_it),
         test(what_is_no_journal_is_refused),
+        test(chain_heads_are_kept_by_rank_and_count),
+        test(a_journal_from_before_there_were_heads_gets_the_table),
         test(another_schema_is_refused),
         test(damaged_pages_are_an_error),
         test(a_full_disk_is_an_error_and_keeps_what_was_written),

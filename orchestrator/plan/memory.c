@@ -355,6 +355,9 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
         snprintf(what, sizeof what, "environments, %llu rows", (unsigned long long)eval_rows);
         item(&m, processes * environment_bytes(&spec, eval_rows), what);
     }
+    if (p->device_count > 0 && job->node[p->device[0].node].kind == CORRAL_DEVICE_GPU) {
+        item(&m, processes * CORRAL_PLAN_CONTEXT_BYTES, "driver contexts and fragmentation");
+    }
     CORRAL_TRY(checked(job, &m, err));
     *params = layout.parameters;
     *out = m;

@@ -1,6 +1,7 @@
 #include "orchestrator/plan/plan.h"
 #include "base/text.h"
 #include "orchestrator/plan/memory.h"
+#include "quota/fences/fence.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,10 +23,7 @@ enum corral_status corral_plan_ledger(const struct corral_plan *plan, uint32_t n
 {
     const struct corral_job *job = plan->job;
     const struct corral_job_node *n = &job->node[node];
-    CORRAL_AUTO_FREE struct corral_ledger *l = malloc(sizeof *l);
-    if (l == NULL) {
-        return corral_fail(err, CORRAL_NOMEM, "cannot lay out the ledger of node %s: out of memory", n->name);
-    }
+    struct corral_ledger *l = out;
     corral_ledger_init(l);
     uint32_t id = 0;
     for (uint32_t p = 0; p < job->partition_count; p++) {
@@ -46,19 +44,17 @@ enum corral_status corral_plan_ledger(const struct corral_plan *plan, uint32_t n
             }
         }
     }
-    *out = *l;
-    return CORRAL_OK;
+    return corral_ledger_check_plan(l, job->memory.overcommit, err);
 }
 
 static enum corral_status check_ledgers(const struct corral_plan *plan, struct corral_error *err)
 {
-    CORRAL_AUTO_FREE struct corral_ledger *l = malloc(sizeof *l);
+    CORRAL_AUTO_FREE struct corral_ledger *l = malloc(corral_ledger_bytes());
     if (l == NULL) {
         return corral_fail(err, CORRAL_NOMEM, "cannot check the plan: out of memory");
     }
     for (uint32_t node = 0; node < plan->job->node_count; node++) {
         CORRAL_TRY(corral_plan_ledger(plan, node, l, err));
-        CORRAL_TRY(corral_ledger_check_plan(l, plan->job->memory.overcommit, err));
     }
     return CORRAL_OK;
 }
@@ -102,6 +98,12 @@ static enum corral_status place_workers(struct corral_plan *plan, struct corral_
         corral_job_device_name(job, workers[i].device.node, workers[i].device.slot, plan->worker[i].device,
                                sizeof plan->worker[i].device);
     }
+    for (uint32_t i = 0; i < job->partition_count; i++) {
+        if (job->partition[i].role == CORRAL_ROLE_TENANT) {
+            plan->tenant[plan->tenant_count++] =
+                (struct corral_plan_tenant){.partition = i, .node = job->partition[i].device[0].node};
+        }
+    }
     return CORRAL_OK;
 }
 
@@ -120,18 +122,28 @@ struct cpu_demand {
     uint32_t asked, sharing; /* CPUs asked for by number; devices that take a share of the rest */
 };
 
+static void demand_device(const struct corral_job *job, const struct corral_job_device *dev,
+                          struct cpu_demand *d)
+{
+    bool *used = &d->used[dev->node][dev->slot];
+    if (*used || !is_local(&job->node[dev->node])) {
+        return;
+    }
+    *used = true;
+    d->asked += job->node[dev->node].cpus;
+    d->sharing += job->node[dev->node].cpus == 0;
+}
+
 static void demand_collect(const struct corral_plan *plan, struct cpu_demand *d)
 {
-    const struct corral_job *job = plan->job;
     for (uint32_t i = 0; i < plan->worker_count; i++) {
-        const struct corral_job_device *dev = &plan->worker[i].worker.device;
-        bool *used = &d->used[dev->node][dev->slot];
-        if (*used || !is_local(&job->node[dev->node])) {
-            continue;
+        demand_device(plan->job, &plan->worker[i].worker.device, d);
+    }
+    for (uint32_t i = 0; i < plan->tenant_count; i++) {
+        const struct corral_job_partition *p = &plan->job->partition[plan->tenant[i].partition];
+        for (uint32_t k = 0; k < p->device_count; k++) {
+            demand_device(plan->job, &p->device[k], d);
         }
-        *used = true;
-        d->asked += job->node[dev->node].cpus;
-        d->sharing += job->node[dev->node].cpus == 0;
     }
 }
 
@@ -192,6 +204,14 @@ static enum corral_status place_cpus(struct corral_plan *plan, const struct corr
         struct corral_plan_worker *w = &plan->worker[i];
         w->cpu_first = d->first[w->worker.device.node][w->worker.device.slot];
         w->cpu_count = d->count[w->worker.device.node][w->worker.device.slot];
+    }
+    for (uint32_t i = 0; i < plan->tenant_count; i++) {
+        struct corral_plan_tenant *t = &plan->tenant[i];
+        const struct corral_job_partition *p = &plan->job->partition[t->partition];
+        for (uint32_t k = 0; k < p->device_count; k++) {
+            t->cpu_first[k] = d->first[t->node][p->device[k].slot];
+            t->cpu_count[k] = d->count[t->node][p->device[k].slot];
+        }
     }
     return CORRAL_OK;
 }
@@ -308,23 +328,62 @@ static enum corral_status transformer_partition(struct corral_plan *plan, uint32
     return m->kv_sequences == 0 ? refuse_engine(job, p, m, err) : CORRAL_OK;
 }
 
+/* What is declared before each step has to fit at least alone. */
+static enum corral_status check_peak(const struct corral_job *job, const struct corral_job_partition *p,
+                                     struct corral_error *err)
+{
+    char peak[48], ceiling[48];
+    uint64_t all = 0;
+    if (p->role != CORRAL_ROLE_TRAIN ||
+        (!__builtin_mul_overflow(job->trainer.peak, p->workers_per_device, &all) && all <= p->ceiling)) {
+        return CORRAL_OK;
+    }
+    return corral_fail(
+        err, CORRAL_INVALID,
+        "partition.%s: trainer.peak of %s for each of %u process%s on a device is above the ceiling, %s",
+        p->name, corral_format_bytes_exact(job->trainer.peak, peak, sizeof peak), p->workers_per_device,
+        p->workers_per_device == 1 ? "" : "es",
+        corral_format_bytes_exact(p->ceiling, ceiling, sizeof ceiling));
+}
+
+uint64_t corral_plan_ceiling_min(const struct corral_plan *plan, uint32_t partition)
+{
+    const struct corral_job *job = plan->job;
+    const struct corral_job_partition *p = &job->partition[partition];
+    uint64_t need = plan->memory[partition].need, spill = 0, peak = 0;
+    if (p->role == CORRAL_ROLE_TENANT || job->model.kind != CORRAL_MODEL_MLP || need == 0) {
+        return 0;
+    }
+    if (p->role == CORRAL_ROLE_TRAIN) {
+        if (__builtin_mul_overflow(job->memory.spill, p->workers_per_device, &spill)) {
+            spill = UINT64_MAX;
+        }
+        peak = job->trainer.peak * p->workers_per_device; /* check_peak(): no overflow */
+    }
+    need -= CORRAL_MIN(need, spill);
+    return CORRAL_MAX(CORRAL_MAX(need, peak), (uint64_t)CORRAL_FENCE_PREFLIGHT_BYTES);
+}
+
 static enum corral_status mlp_partition(struct corral_plan *plan, uint32_t i,
                                         const struct corral_plan_env *env, struct corral_error *err)
 {
     const struct corral_job_partition *p = &plan->job->partition[i];
     struct corral_plan_memory *m = &plan->memory[i];
+    CORRAL_TRY(check_peak(plan->job, p, err));
     if (env == NULL || env->obs_dim == 0) {
         return CORRAL_OK;
     }
     CORRAL_TRY(corral_plan_mlp_memory(plan->job, p, env, m, &plan->params, err));
-    if (m->need > p->ceiling) {
+    const uint64_t least = corral_plan_ceiling_min(plan, i);
+    if (least > p->ceiling) {
         char need[48], have[48], quota[48];
         return corral_fail(
             err, CORRAL_INVALID,
-            "partition.%s: its workers need %s on each device; the ceiling is %s. What fits: a ceiling "
+            "partition.%s: its workers need %s on each device%s; the ceiling is %s. What fits: a ceiling "
             "of at least %s",
-            p->name, corral_format_bytes(m->need, need, sizeof need),
-            corral_format_bytes(p->ceiling, have, sizeof have), quota_text(m->need, quota));
+            p->name, corral_format_bytes(CORRAL_MAX(m->need, least), need, sizeof need),
+            least < m->need ? ", less what they may spill (memory.spill)" : "",
+            corral_format_bytes(p->ceiling, have, sizeof have), quota_text(least, quota));
     }
     return CORRAL_OK;
 }

@@ -20,6 +20,13 @@ struct corral_plan_worker {
     uint32_t cpu_first; /* into plan->cpu */
 };
 
+/* A tenant, and where its devices' CPUs are: those of the devices together. */
+struct corral_plan_tenant {
+    uint32_t partition, node;
+    uint32_t cpu_count[CORRAL_JOB_NODE_DEVICES_MAX],
+        cpu_first[CORRAL_JOB_NODE_DEVICES_MAX]; /* by device of the partition */
+};
+
 /* One line of the memory arithmetic of a partition, per device. */
 struct corral_plan_item {
     char what[64];
@@ -41,6 +48,8 @@ struct corral_plan {
     const struct corral_job *job;
     uint32_t worker_count;
     struct corral_plan_worker *worker;
+    uint32_t tenant_count;
+    struct corral_plan_tenant tenant[CORRAL_JOB_PARTITIONS_MAX];
     uint32_t cpu_total;
     uint32_t *cpu; /* CPU numbers, cut up by the workers */
     struct corral_plan_memory memory[CORRAL_JOB_PARTITIONS_MAX];
@@ -60,9 +69,13 @@ enum corral_status corral_plan_build(const struct corral_job *job, const struct 
                                      const struct corral_plan_env *env, struct corral_plan **out,
                                      struct corral_error *err);
 void corral_plan_destroy(struct corral_plan *plan);
+/* The least ceiling on a device with which the partition's workers can start: what they need there, less what trainers may spill to host memory; what is declared before a step;
+ * what pre-flight takes. 0: not known. */
+uint64_t corral_plan_ceiling_min(const struct corral_plan *plan, uint32_t partition);
 CORRAL_DEFINE_CLEANUP(struct corral_plan, corral_plan_destroy)
 
-/* The ledger of one node, as the agent makes it: every device of the node in slot order, every partition as a role in job order. */
+/* The ledger of one node, as the agent makes it: every device of the node in slot order, every partition and tenant as a role in job order, checked (corral_ledger_check_plan).
+ * *out has corral_ledger_bytes(); after a failure it is not a ledger. */
 enum corral_status corral_plan_ledger(const struct corral_plan *plan, uint32_t node,
                                       struct corral_ledger *out, struct corral_error *err);
 

@@ -367,6 +367,99 @@ static void the_12_gpu_configuration_plans_anywhere(void **state)
     corral_job_destroy(job);
 }
 
+/* ---- tenants, GPUs, peaks ---- */
+
+#define WITH_TENANT                                                                                 \
+    "schema = 1\n[job]\nname = \"small\"\n[[node]]\nname = \"a\"\nhost_devices = 3\nhost_memory = " \
+    "\"100MiB\"\n"                                                                                  \
+    "[partition.trainer]\nrole = \"train\"\ngpus = [\"a:0\"]\nfloor = \"48MiB\"\nceiling = "        \
+    "\"60MiB\"\nshared = true\n"                                                                    \
+    "compute = 50\n[partition.rollout]\nrole = \"rollout\"\ngpus = [\"a:1\"]\nfloor = \"32MiB\"\n"  \
+    "[[tenant]]\nname = \"notebook\"\ngpus = [\"a:2\", \"a:0\"]\nfloor = \"30MiB\"\nceiling = "     \
+    "\"40MiB\"\ncompute = 20\n"                                                                     \
+    "command = [\"jupyter\", \"lab\"]\n[env]\nid = \"CartPole-v1\"\n[stop]\nwall = \"1h\"\n"
+
+static void a_tenant_is_a_role_of_the_ledger_and_one_process_on_its_devices_cpus(void **state)
+{
+    (void)state;
+    static struct corral_inventory machine = {.cpu_count = 6, .cpu = {0, 1, 2, 3, 4, 5}};
+    struct corral_job *job = load(WITH_TENANT, NULL, 0);
+    struct corral_plan *plan = NULL;
+    struct corral_error err;
+    check_ok(corral_plan_build(job, &machine, NULL, &plan, &err));
+    assert_int_equal(plan->worker_count, 2);
+    assert_int_equal(plan->tenant_count, 1);
+    assert_int_equal(plan->tenant[0].partition, 2);
+    /* Two CPUs for each device; the tenant's are those of a:2 and a:0. */
+    assert_int_equal(plan->tenant[0].cpu_count[0], 2);
+    assert_int_equal(plan->tenant[0].cpu_first[0], 4);
+    assert_int_equal(plan->tenant[0].cpu_first[1], plan->worker[0].cpu_first);
+    struct corral_ledger *l = malloc(corral_ledger_bytes());
+    check_ok(corral_plan_ledger(plan, 0, l, &err));
+    assert_string_equal(l->role_name[2], "notebook");
+    assert_int_equal(l->device[0].role[2].floor, 30 << 20);
+    assert_int_equal(l->device[1].role[2].ceiling, 0);
+    assert_int_equal(l->device[2].role[2].ceiling, 40 << 20);
+    assert_int_equal(l->device[0].overcommit_ppm, 1000000);
+    free(l);
+    json_t *json = corral_plan_json(plan);
+    const json_t *tenant = json_array_get(json_object_get(json, "tenants"), 0);
+    assert_string_equal(json_string_value(json_object_get(tenant, "name")), "notebook");
+    assert_string_equal(json_string_value(json_array_get(json_object_get(tenant, "command"), 1)), "lab");
+    json_decref(json);
+    corral_plan_destroy(plan);
+    corral_job_destroy(job);
+}
+
+static void a_tenants_floor_and_ceiling_count_like_anybodys(void **state)
+{
+    (void)state;
+    refuse(WITH_TENANT, SETS("tenant.notebook.floor=40MiB"), NULL, NULL,
+           "device a:0: floors add up to 88 MiB, which is 4 MiB more than fits; at most 84 MiB do");
+    refuse(WITH_TENANT, SETS("tenant.notebook.ceiling=41MiB"), NULL, NULL,
+           "device a:0: ceilings add up to 101 MiB, which is 1 MiB more than overcommit 1.00 allows; at most "
+           "100 MiB do");
+    struct corral_job *job =
+        load(WITH_TENANT, SETS("tenant.notebook.ceiling=65MiB", "memory.overcommit=1.25"));
+    struct corral_plan *plan = NULL;
+    struct corral_error err;
+    check_ok(corral_plan_build(job, NULL, NULL, &plan, &err));
+    corral_plan_destroy(plan);
+    corral_job_destroy(job);
+}
+
+static void refuses_a_declared_peak_above_the_ceiling(void **state)
+{
+    (void)state;
+    refuse(WITH_TENANT, SETS("trainer.peak=61MiB"), NULL, NULL,
+           "partition.trainer: trainer.peak of 61MiB for each of 1 process on a device is above the ceiling, "
+           "60MiB");
+    refuse(WITH_TENANT, SETS("trainer.peak=31MiB", "partition.trainer.workers_per_device=2"), NULL, NULL,
+           "partition.trainer: trainer.peak of 31MiB for each of 2 processes on a device is above the "
+           "ceiling, 60MiB");
+}
+
+static void a_process_on_a_gpu_needs_its_context(void **state)
+{
+    (void)state;
+    const struct corral_plan_env env = {
+        .obs_dim = 4,
+        .agents = 1,
+        .action = {.kind = CORRAL_ACTION_DISCRETE, .components = 1, .choices = {2}}};
+    struct corral_error err;
+    struct corral_job *job = NULL;
+    struct corral_plan *plan = NULL;
+    check_ok(corral_job_load(CORRAL_CONFIGS "/12gpu-small.toml", NULL, 0, &job, &err));
+    check_ok(corral_plan_build(job, NULL, &env, &plan, &err));
+    assert_int_equal(plan->worker_count, 12);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(item_bytes(&plan->memory[i], "driver contexts"), CORRAL_PLAN_CONTEXT_BYTES);
+        assert_true(plan->memory[i].need <= job->partition[i].floor);
+    }
+    corral_plan_destroy(plan);
+    corral_job_destroy(job);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -384,6 +477,10 @@ int main(void)
         cmocka_unit_test(counts_an_mlp_exactly),
         cmocka_unit_test(the_ledger_of_a_node_follows_the_job),
         cmocka_unit_test(cuts_the_cpus_into_disjoint_runs),
+        cmocka_unit_test(a_tenant_is_a_role_of_the_ledger_and_one_process_on_its_devices_cpus),
+        cmocka_unit_test(a_tenants_floor_and_ceiling_count_like_anybodys),
+        cmocka_unit_test(refuses_a_declared_peak_above_the_ceiling),
+        cmocka_unit_test(a_process_on_a_gpu_needs_its_context),
         cmocka_unit_test(the_table_and_the_json_show_the_same_plan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -43,7 +43,11 @@ static void print_head(const struct corral_plan *plan, FILE *to)
     } else if (plan->params > 0) {
         fprintf(to, ", %llu parameters", (unsigned long long)plan->params);
     }
-    fprintf(to, ", %u worker%s\n", plan->worker_count, plan->worker_count == 1 ? "" : "s");
+    fprintf(to, ", %u worker%s", plan->worker_count, plan->worker_count == 1 ? "" : "s");
+    if (plan->tenant_count > 0) {
+        fprintf(to, ", %u tenant%s", plan->tenant_count, plan->tenant_count == 1 ? "" : "s");
+    }
+    fputc('\n', to);
 }
 
 static void print_nodes(const struct corral_plan *plan, FILE *to)
@@ -75,7 +79,8 @@ static void print_partitions(const struct corral_plan *plan, FILE *to)
         const struct corral_job_partition *p = &job->partition[i];
         char set[SET_TEXT], floor[48], ceiling[48];
         fprintf(to, "%-12s %-8s %-20s %8u %12s %12s %7u%%%s\n", p->name, corral_role_name(p->role),
-                corral_job_device_set(job, p, set, sizeof set), p->device_count * p->workers_per_device,
+                corral_job_device_set(job, p, set, sizeof set),
+                p->role == CORRAL_ROLE_TENANT ? 1 : p->device_count * p->workers_per_device,
                 corral_format_bytes(p->floor, floor, sizeof floor),
                 corral_format_bytes(p->ceiling, ceiling, sizeof ceiling), p->compute,
                 p->shared ? " shared" : "");
@@ -93,19 +98,19 @@ static void print_memory(const struct corral_plan *plan, FILE *to)
         }
         fprintf(to, "\nmemory of %s, each device\n", p->name);
         for (uint32_t k = 0; k < m->item_count; k++) {
-            fprintf(to, "  %-44s %12s\n", m->item[k].what,
+            fprintf(to, "  %-50s %12s\n", m->item[k].what,
                     corral_format_bytes(m->item[k].bytes, a, sizeof a));
         }
-        fprintf(to, "  %-44s %12s of %s\n", "total", corral_format_bytes(m->need, a, sizeof a),
+        fprintf(to, "  %-50s %12s of %s\n", "total", corral_format_bytes(m->need, a, sizeof a),
                 corral_format_bytes(p->ceiling, b, sizeof b));
         if (m->need > p->floor) {
-            fprintf(to, "  %-44s %12s above the floor: needs what others leave\n", "",
+            fprintf(to, "  %-50s %12s above the floor: needs what others leave\n", "",
                     corral_format_bytes(m->need - p->floor, a, sizeof a));
         }
         if (m->kv_bytes > 0) {
-            fprintf(to, "  %-44s %12s, %llu B/token\n", "KV cache",
+            fprintf(to, "  %-50s %12s, %llu B/token\n", "KV cache",
                     corral_format_bytes(m->kv_bytes, a, sizeof a), (unsigned long long)m->kv_per_token);
-            fprintf(to, "  %-44s %12llu tokens = %llu sequences of %u\n", "",
+            fprintf(to, "  %-50s %12llu tokens = %llu sequences of %u\n", "",
                     (unsigned long long)m->kv_tokens, (unsigned long long)m->kv_sequences,
                     plan->job->model.context);
         }
@@ -125,6 +130,12 @@ static void print_processes(const struct corral_plan *plan, FILE *to)
         cpus_text(plan, w, cpus, sizeof cpus);
         fprintf(to, "%-20s %-14s %s%s\n", w->worker.name, w->device, w->cpu_count > 0 ? cpus : "any",
                 w->cpu_count > 0 && plan->cpus_shared ? " shared" : "");
+    }
+    for (uint32_t i = 0; i < plan->tenant_count; i++) {
+        const struct corral_job_partition *p = &plan->job->partition[plan->tenant[i].partition];
+        char set[SET_TEXT];
+        fprintf(to, "%-20s %-14s those of its devices: %s\n", p->name,
+                corral_job_device_set(plan->job, p, set, sizeof set), p->command);
     }
 }
 
@@ -212,9 +223,27 @@ static json_t *workers_json(const struct corral_plan *plan)
     return array;
 }
 
+static json_t *tenants_json(const struct corral_plan *plan)
+{
+    json_t *array = json_array();
+    for (uint32_t i = 0; i < plan->tenant_count; i++) {
+        const struct corral_job_partition *p = &plan->job->partition[plan->tenant[i].partition];
+        const char *argv[CORRAL_JOB_ARGV_MAX + 1];
+        json_t *command = json_array();
+        for (uint32_t k = 0; k < corral_job_command(p, argv); k++) {
+            json_array_append_new(command, json_string(argv[k]));
+        }
+        json_array_append_new(array, json_pack("{s:s, s:s, s:o, s:s}", "name", p->name, "node",
+                                               plan->job->node[plan->tenant[i].node].name, "command", command,
+                                               "restart", corral_restart_name(p->restart)));
+    }
+    return array;
+}
+
 json_t *corral_plan_json(const struct corral_plan *plan)
 {
-    return json_pack("{s:s, s:I, s:f, s:o, s:o, s:o}", "name", plan->job->name, "params",
+    return json_pack("{s:s, s:I, s:f, s:o, s:o, s:o, s:o}", "name", plan->job->name, "params",
                      (json_int_t)plan->params, "overcommit", plan->job->memory.overcommit, "nodes",
-                     nodes_json(plan), "partitions", partitions_json(plan), "workers", workers_json(plan));
+                     nodes_json(plan), "partitions", partitions_json(plan), "workers", workers_json(plan),
+                     "tenants", tenants_json(plan));
 }

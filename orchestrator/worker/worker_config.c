@@ -1,7 +1,9 @@
 #include "orchestrator/worker/worker_config.h"
 #include "base/clock.h"
+#include "orchestrator/plan/memory.h"
 #include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -147,6 +149,37 @@ enum corral_status corral_job_rollout_config(const struct corral_job *job,
     return CORRAL_OK;
 }
 
+void corral_job_proof_path(uint32_t rank, char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "proof/trainer-%u.chain", rank);
+}
+
+/* Several trainers of one device share its declared need. */
+static enum corral_status proof_config(const struct corral_job *job, const struct corral_job_worker *worker,
+                                       const struct corral_vec_spec *env, struct corral_trainer_config *out,
+                                       struct corral_error *err)
+{
+    const struct corral_job_partition *p = &job->partition[worker->partition];
+    const char *fences = getenv(CORRAL_WORKER_ENV_FENCES);
+    corral_job_proof_path(worker->role_index, out->proof, sizeof out->proof);
+    snprintf(out->fences, sizeof out->fences, "%s", fences ? fences : "");
+    out->drift_max = job->memory.drift;
+    out->declared = job->trainer.peak;
+    out->refused_ms = (uint32_t)(job->fault.dead_after_ns / CORRAL_NS_PER_MS);
+    out->host_device = job->node[worker->device.node].kind == CORRAL_DEVICE_HOST;
+    if (out->declared == 0) {
+        struct corral_plan_env plan_env;
+        struct corral_plan_memory memory = {.partition = worker->partition};
+        uint64_t params;
+        corral_plan_env_of(env, &plan_env);
+        CORRAL_TRY(corral_plan_mlp_memory(job, p, &plan_env, &memory, &params, err));
+        /* What it may spill need not be in the quota. Not the floor: that can change while the run is on, and is the trainer's anyway. */
+        out->declared = memory.need / p->workers_per_device;
+        out->declared -= CORRAL_MIN(out->declared, job->memory.spill);
+    }
+    return CORRAL_OK;
+}
+
 enum corral_status corral_job_trainer_config(const struct corral_job *job,
                                              const struct corral_job_worker *worker,
                                              const struct corral_launch_file *launch,
@@ -206,6 +239,7 @@ enum corral_status corral_job_trainer_config(const struct corral_job *job,
     /* Ranks wait for each other's rollout workers, which may be starting again; a dead rank is noticed at once, a hung one by its agent. */
     out->collective_timeout_ms =
         (uint32_t)(4 * (job->fault.dead_after_ns + job->fault.start_timeout_ns) / CORRAL_NS_PER_MS);
+    CORRAL_TRY(proof_config(job, worker, env, out, err));
     struct corral_job_worker workers[CORRAL_JOB_WORKERS_MAX];
     uint32_t count = corral_job_workers(job, workers, CORRAL_JOB_WORKERS_MAX);
     for (uint32_t i = 0; i < count; i++) {

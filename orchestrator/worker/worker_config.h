@@ -36,6 +36,11 @@ enum corral_status corral_job_trainer_config(const struct corral_job *job,
                                              const struct corral_vec_spec *env,
                                              struct corral_trainer_config *out, struct corral_error *err);
 
+/* Set by the agent: the fences that are live around the process, for its proof records. */
+#define CORRAL_WORKER_ENV_FENCES "CORRAL_FENCES"
+/* "proof/trainer-0.chain", in the run folder. */
+void corral_job_proof_path(uint32_t rank, char *out, size_t out_bytes);
+
 /* True when some node of the job is not this machine, so that endpoints must be tcp://. */
 bool corral_job_is_remote(const struct corral_job *job);
 /* The address other nodes reach a node at; "127.0.0.1" when all are here. */

@@ -34,6 +34,8 @@ static void fill_launch(const struct corral_job *job, const struct corral_job_wo
         .collective_fd = a->collective_fd,
         .vault_fd = a->vault_fd,
         .board_slot = a->slot,
+        .gpu = job->node[worker->device.node].kind == CORRAL_DEVICE_GPU,
+        .spill = worker->role == CORRAL_ROLE_TRAIN ? job->memory.spill : 0,
     };
     snprintf(out->name, sizeof out->name, "%s", worker->name);
     snprintf(out->node, sizeof out->node, "%s", job->node[worker->device.node].name);

@@ -194,8 +194,7 @@ static enum corral_status evaluate(struct evaluation *e, struct corral_error *er
     corral_board_set(e->session->slot, CORRAL_BOARD_VERSION, e->policy.version);
     corral_board_add(e->session->slot, CORRAL_BOARD_EPISODES, tally.count);
     corral_board_add(e->session->slot, CORRAL_BOARD_ENV_STEPS, tally.steps);
-    corral_board_set(e->session->slot, CORRAL_BOARD_MEMORY_BYTES,
-                     corral_host_alloc_used(e->session->host_alloc));
+    corral_board_set(e->session->slot, CORRAL_BOARD_MEMORY_BYTES, corral_session_memory_used(e->session));
     if (e->session->finish) {
         return CORRAL_OK;
     }

@@ -173,7 +173,7 @@ static void publish_counters(struct rollout *r, const struct corral_traj_sender_
     corral_board_set(slot, CORRAL_BOARD_RESENT, stats->resent);
     corral_board_set(slot, CORRAL_BOARD_VERSION, r->policy.version);
     corral_board_set(slot, CORRAL_BOARD_VOID_EPISODES, r->builder.void_episodes);
-    corral_board_set(slot, CORRAL_BOARD_MEMORY_BYTES, corral_host_alloc_used(r->session->host_alloc));
+    corral_board_set(slot, CORRAL_BOARD_MEMORY_BYTES, corral_session_memory_used(r->session));
 }
 
 static bool lease_open(const struct rollout *r, uint32_t rank)

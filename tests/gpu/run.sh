@@ -11,7 +11,7 @@ if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
 fi
 failed=0
 for check in tests/gpu/check_*.sh; do
-  if RLCTL=$rlctl bash "$check"; then
+  if RLCTL=$rlctl BUILD=$build bash "$check"; then
     echo "ok    $(basename "$check")"
   else
     echo "FAIL  $(basename "$check")"

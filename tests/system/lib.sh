@@ -168,7 +168,7 @@ run_of()
 # The process that holds the run's lock, as "pid start"; only its pid.
 coordinator_of() { cut -d' ' -f1 <"$1/lock" 2>/dev/null; }
 has() { [[ -s $1 ]]; }
-last_step() { local s; s=$(grep '"event":"step"' "$1/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -o '"step":[0-9]*'); echo "${s#*:}"; }
+last_step() { local s; s=$(grep '"event":"step"' "$1/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -o '"step":[0-9]*' | head -n 1); echo "${s#*:}"; }
 # metrics.jsonl is flushed with status.json, four times a second
 reached() { local s; s=$(last_step "$1"); [[ ${s:-0} -ge $2 ]]; }
 # status_of RUN KEY: a number or text at the top level of status.json, which has one key per line

@@ -21,7 +21,8 @@ get /metrics | tr -d '\r' >"$T/reply"
 same "GET /metrics: 200" "$(head -n 1 "$T/reply")" "HTTP/1.1 200 OK"
 matches "GET /metrics: content type" "$(cat "$T/reply")" $'\nContent-Type: text/plain'
 sed '1,/^$/d' "$T/reply" >"$T/body"
-for family in corral_gradient_steps_total corral_env_steps_total corral_weight_version corral_ledger_violations_total corral_worker_up corral_memory_ceiling_bytes; do
+for family in corral_gradient_steps_total corral_env_steps_total corral_weight_version corral_ledger_violations_total corral_worker_up corral_memory_ceiling_bytes corral_memory_used_bytes corral_memory_denied_total \
+    corral_memory_physical_bytes corral_steps_total corral_utilisation corral_idle_seconds_total; do
     check "GET /metrics: $family" grep -qE "^$family(\{[^}]*\})? [0-9.e+]+$" "$T/body"
     check "GET /metrics: $family has help and type" grep -q "^# TYPE $family " "$T/body"
 done

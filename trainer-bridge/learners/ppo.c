@@ -257,14 +257,29 @@ static void roll_back(struct corral_ppo *p)
     corral_return_rollback(&p->returns);
 }
 
+void corral_ppo_on_phase(struct corral_ppo *p, corral_ppo_phase_fn fn, void *ctx)
+{
+    p->on_phase = fn;
+    p->phase_ctx = ctx;
+}
+
+static void enter(const struct corral_ppo *p, enum corral_ppo_phase phase)
+{
+    if (p->on_phase) {
+        p->on_phase(p->phase_ctx, phase);
+    }
+}
+
 /* Settling comes last and changes the observation statistics only when its last reduction has succeeded. */
 static enum corral_status run_step(struct corral_ppo *p, const struct corral_fragment *const *fragments,
                                    uint32_t count, double progress, struct corral_ppo_stats *stats,
                                    struct corral_error *err)
 {
     uint64_t start = corral_now_ns(&corral_clock_monotonic);
+    enter(p, CORRAL_PPO_PREPARING);
     CORRAL_TRY(corral_ppo_prepare(p, fragments, count, stats, err));
     uint64_t prepared = corral_now_ns(&corral_clock_monotonic);
+    enter(p, CORRAL_PPO_UPDATING);
     CORRAL_TRY(corral_ppo_update(p, progress, stats, err));
     CORRAL_TRY(corral_ppo_settle(p, fragments, count, err));
     stats->prepare_ns += prepared - start;
@@ -284,6 +299,7 @@ enum corral_status corral_ppo_step(struct corral_ppo *p, const struct corral_fra
     remember(p);
     result.prepare_ns = corral_now_ns(&corral_clock_monotonic) - start;
     enum corral_status status = run_step(p, fragments, count, progress, &result, err);
+    enter(p, CORRAL_PPO_OVER);
     if (status != CORRAL_OK) {
         roll_back(p);
         return status;

@@ -32,6 +32,8 @@ struct corral_ppo {
     struct corral_ppo_config config;
     struct corral_policy_layout layout;
     struct corral_collective *collective; /* NULL when alone */
+    corral_ppo_phase_fn on_phase;
+    void *phase_ctx;
     uint32_t rank, ranks;
     uint32_t transitions_max, piece;
     struct corral_policy_workspace *ws;

@@ -43,15 +43,23 @@ enum corral_status corral_trainer_checkpoint(struct corral_trainer *t, struct co
     snprintf(folder, sizeof folder, "checkpoints/.step-%09" PRIu64 "-%u.tmp", t->state.counters.step,
              t->checkpoints++);
     struct corral_error failure = {0};
-    enum corral_status status = corral_mkdirs(folder, 0755, &failure);
+    /* The coordinator notes the head durably: the chain must be as durable first. */
+    enum corral_status status = corral_step_guard_sync(t->guard, &failure);
+    if (status == CORRAL_OK) {
+        status = corral_mkdirs(folder, 0755, &failure);
+    }
     if (status == CORRAL_OK) {
         status = write_state(t, folder, &failure);
     }
     if (status == CORRAL_OK && t->rank == 0) {
         status = write_policy(t, folder, &failure);
     }
-    corral_mpack_map(t->out, 8);
+    struct corral_chain_head head;
+    corral_step_guard_head(t->guard, &head);
+    corral_mpack_map(t->out, 10);
     corral_mpack_kv_str(t->out, "type", "checkpointed");
+    corral_mpack_kv_u64(t->out, "proof_count", head.count);
+    corral_mpack_kv_str(t->out, "proof_hash", head.hash);
     corral_mpack_kv_u64(t->out, "step", t->state.counters.step);
     corral_mpack_kv_u64(t->out, "version", t->state.counters.version);
     corral_mpack_kv_u64(t->out, "env_steps", t->state.counters.env_steps);

@@ -2,6 +2,7 @@
 #ifndef CORRAL_TRAINER_INTERNAL_H
 #define CORRAL_TRAINER_INTERNAL_H
 
+#include "trainer-bridge/step_guard/step_guard.h"
 #include "trainer-bridge/worker/batch_queue.h"
 #include "trainer-bridge/worker/trainer_state.h"
 #include "trainer-bridge/worker/trainer_worker.h"
@@ -23,6 +24,9 @@ struct corral_trainer {
     struct corral_weight_publisher *publisher; /* rank 0 */
     struct corral_mpack_writer *out;
     struct corral_trainer_state state;
+    struct corral_step_guard *guard;     /* from when the state is restored */
+    uint64_t refused_told;               /* refusals reported so far */
+    bool unproven_told;                  /* the step before was unproven, and the log says so */
     uint32_t checkpoints;                /* begun in this life */
     struct corral_error service_failure; /* what went wrong while a collective waited; CORRAL_OK: nothing */
     /* what "group" told us */
@@ -39,6 +43,7 @@ struct corral_trainer_report {
     struct corral_ppo_stats ppo;
     struct corral_batch_staleness staleness;
     uint64_t wait_ns, train_ns, publish_ns;
+    struct corral_proof_record proof;
     uint32_t episode_count;
     float episode[CORRAL_EPISODES_REPORTED_MAX][2];
 };
@@ -61,6 +66,19 @@ void corral_trainer_save_state(struct corral_trainer *t);
 enum corral_status corral_trainer_take_steps(struct corral_trainer *t, struct corral_trainer_report *report,
                                              struct corral_error *err);
 void corral_trainer_on_collective_wait(void *ctx);
+
+/* trainer_proof.c: the step guard of this rank. */
+enum corral_status corral_trainer_guard_open(struct corral_trainer *t, struct corral_error *err);
+/* Every rank opens its step, or none does: tried again, with pauses, for config->refused_ms. */
+enum corral_trainer_go { CORRAL_TRAINER_GO, CORRAL_TRAINER_NOTHING, CORRAL_TRAINER_STOP };
+enum corral_status corral_trainer_guard_begin(struct corral_trainer *t, bool something,
+                                              enum corral_trainer_go *go, struct corral_error *err);
+/* After the gradient, before the state is saved. */
+enum corral_status corral_trainer_guard_end(struct corral_trainer *t, struct corral_trainer_report *report,
+                                            struct corral_error *err);
+/* End the chain in order and tell the coordinator where it ends. */
+enum corral_status corral_trainer_guard_finish(struct corral_trainer *t, struct corral_error *err);
+void corral_trainer_phase(struct corral_trainer *t, enum corral_ledger_phase phase);
 
 /* trainer_publish.c: rank 0 publishes the current weights as state.counters.version; waits for a larger lease when the journalled one is used up. */
 enum corral_status corral_trainer_publisher_open(struct corral_trainer *t, struct corral_error *err);

@@ -110,7 +110,6 @@ static enum corral_status train_on_batch(struct corral_trainer *t, const struct 
                                          struct corral_error *err)
 {
     corral_board_enter(t->session->slot, CORRAL_ACTIVITY_TRAIN);
-    corral_quota_set_step(t->session->quota, t->session->holder, t->state.counters.step + 1);
     uint64_t begun_ns = corral_now_ns(&corral_clock_monotonic);
     double progress =
         t->config->schedule_env_steps
@@ -121,9 +120,18 @@ static enum corral_status train_on_batch(struct corral_trainer *t, const struct 
     count_batch(t, batch, count, report, &env_steps);
     CORRAL_TRY(t->collective->ops->sum_f64(t->collective, &env_steps, 1, err));
     t->state.counters.env_steps += (uint64_t)(env_steps + 0.5);
+    CORRAL_TRY(corral_trainer_guard_end(t, report, err));
     t->state.counters.step++;
     report->train_ns = corral_now_ns(&corral_clock_monotonic) - begun_ns;
     return CORRAL_OK;
+}
+
+/* As the ledger has it, whichever allocator charges it. */
+static uint64_t memory_used(const struct corral_trainer *t)
+{
+    const struct corral_ledger_holder *h =
+        &corral_quota_ledger(t->session->quota)->holder[t->session->holder];
+    return h->committed + h->reserved;
 }
 
 static enum corral_status report_step(struct corral_trainer *t, const struct corral_trainer_report *r,
@@ -131,7 +139,11 @@ static enum corral_status report_step(struct corral_trainer *t, const struct cor
 {
     const struct corral_ppo_stats *p = &r->ppo;
     struct corral_mpack_writer *w = t->out;
-    corral_mpack_map(w, 24);
+    struct corral_chain_head head;
+    struct corral_step_guard_counts counts;
+    corral_step_guard_head(t->guard, &head);
+    corral_step_guard_counts(t->guard, &counts);
+    corral_mpack_map(w, 31);
     corral_mpack_kv_str(w, "type", "step");
     corral_mpack_kv_u64(w, "rank", t->rank);
     corral_mpack_kv_u64(w, "step", t->state.counters.step);
@@ -155,7 +167,15 @@ static enum corral_status report_step(struct corral_trainer *t, const struct cor
     corral_mpack_kv_f64(w, "train_ms", (double)r->train_ns / 1e6);
     corral_mpack_kv_f64(w, "publish_ms", (double)r->publish_ns / 1e6);
     corral_mpack_kv_u64(w, "dropped_stale", corral_batch_queue_dropped(t->queue));
-    corral_mpack_kv_u64(w, "memory", corral_host_alloc_used(t->session->host_alloc));
+    corral_mpack_kv_u64(w, "memory", memory_used(t));
+    corral_mpack_kv_u64(w, "proof_count", head.count);
+    corral_mpack_kv_str(w, "proof_hash", head.hash);
+    corral_mpack_kv_bool(w, "proven", r->proof.verdict == CORRAL_PROOF_PROVEN);
+    corral_mpack_kv_str(w, "proof_why", r->proof.why);
+    corral_mpack_kv_u64(w, "refused", counts.refused - t->refused_told);
+    corral_mpack_kv_u64(w, "own_peak", r->proof.own_peak);
+    corral_mpack_kv_u64(w, "slack", r->proof.slack_min);
+    t->refused_told = counts.refused;
     return corral_session_send(t->session, w, err);
 }
 
@@ -171,7 +191,7 @@ static void publish_counters(struct corral_trainer *t, const struct corral_train
     corral_board_set(slot, CORRAL_BOARD_DUPLICATES, stats.duplicates);
     corral_board_set(slot, CORRAL_BOARD_DROPPED_STALE, corral_batch_queue_dropped(t->queue));
     corral_board_add(slot, CORRAL_BOARD_TRANSITIONS, report->ppo.transitions);
-    corral_board_set(slot, CORRAL_BOARD_MEMORY_BYTES, corral_host_alloc_used(t->session->host_alloc));
+    corral_board_set(slot, CORRAL_BOARD_MEMORY_BYTES, memory_used(t));
 }
 
 /* The step is done in memory; make it so for good. See trainer_worker.h for why in this order. */
@@ -187,7 +207,9 @@ static enum corral_status commit_step(struct corral_trainer *t, const struct cor
         corral_traj_receiver_cursors(t->receiver, batch, count, t->state.cursor, CORRAL_TRAJ_WORKERS_MAX);
     corral_trainer_save_state(t);
     if (publish) {
+        corral_trainer_phase(t, CORRAL_PHASE_SYNC);
         CORRAL_TRY(corral_trainer_publish(t, &report->publish_ns, err));
+        corral_trainer_phase(t, CORRAL_PHASE_NONE);
     }
     CORRAL_TRY(t->collective->ops->barrier(t->collective, err));
     corral_batch_queue_finish(t->queue, t->receiver);
@@ -199,18 +221,15 @@ static enum corral_status commit_step(struct corral_trainer *t, const struct cor
     return CORRAL_OK;
 }
 
-/* A batch in which every episode was voided has nothing to learn from: its fragments are done with, and no step is taken. */
-static enum corral_status nothing_to_train_on(struct corral_trainer *t,
-                                              const struct corral_fragment *const *batch, uint32_t count,
-                                              bool *nothing, struct corral_error *err)
+/* A batch in which every episode was voided, on all ranks, has nothing to learn from: its fragments are done with, and no step is taken. */
+static bool something_to_train_on(const struct corral_fragment *const *batch, uint32_t count)
 {
-    double valid = 0;
-    for (uint32_t i = 0; i < count && valid == 0; i++) {
-        valid += memchr(batch[i]->valid, 1, (size_t)batch[i]->steps * batch[i]->rows) != NULL;
+    for (uint32_t i = 0; i < count; i++) {
+        if (memchr(batch[i]->valid, 1, (size_t)batch[i]->steps * batch[i]->rows)) {
+            return true;
+        }
     }
-    CORRAL_TRY(t->collective->ops->sum_f64(t->collective, &valid, 1, err));
-    *nothing = valid == 0;
-    return CORRAL_OK;
+    return false;
 }
 
 /* Every fragment that is acknowledged must be behind the saved cursors first: a trainer restarted from older cursors would wait for it for ever. */
@@ -251,9 +270,12 @@ enum corral_status corral_trainer_take_steps(struct corral_trainer *t, struct co
         if (stop) {
             return CORRAL_OK;
         }
-        bool nothing;
-        CORRAL_TRY(nothing_to_train_on(t, batch, count, &nothing, err));
-        if (nothing) {
+        enum corral_trainer_go go;
+        CORRAL_TRY(corral_trainer_guard_begin(t, something_to_train_on(batch, count), &go, err));
+        if (go == CORRAL_TRAINER_STOP) {
+            return CORRAL_OK;
+        }
+        if (go == CORRAL_TRAINER_NOTHING) {
             CORRAL_TRY(pass_over(t, batch, count, err));
             continue;
         }

@@ -46,6 +46,11 @@ static void trainer_close(struct corral_trainer *t)
     }
     corral_weight_publisher_destroy(t->publisher);
     corral_manifest_destroy(t->manifest);
+    if (t->guard) {
+        corral_step_guard_abandon(
+            t->guard); /* a step cut short by another rank's death was not refused: it comes again */
+    }
+    corral_step_guard_destroy(t->guard);
     corral_batch_queue_destroy(t->queue);
     corral_traj_receiver_destroy(t->receiver);
     corral_state_vault_detach(t->vault);
@@ -96,6 +101,7 @@ static enum corral_status trainer_open(struct corral_trainer *t, struct corral_e
                                              "collective staging", err));
     CORRAL_TRY(corral_alloc(t->session->memory, t->manifest->bytes, "published weights", &t->published, err));
     CORRAL_TRY(corral_trainer_restore_state(t, err));
+    CORRAL_TRY(corral_trainer_guard_open(t, err));
     corral_collective_set_progress(t->collective, corral_trainer_on_collective_wait, t);
     return corral_trainer_publish_where_we_stand(t, err);
 }
@@ -122,6 +128,9 @@ enum corral_status corral_trainer_worker_run(struct corral_session *session,
         status = corral_trainer_take_steps(&t, report, err);
         if (status == CORRAL_OK) {
             status = last_checkpoint(&t, err);
+        }
+        if (status == CORRAL_OK) {
+            status = corral_trainer_guard_finish(&t, err);
         }
     }
     trainer_close(&t);

@@ -1,9 +1,14 @@
 /* The trainer worker program, over an open session: one rank of the job's learner.
  *
- *   wait for this step's fragments → gradient step → save the state to the vault → publish the version → barrier → acknowledge the fragments → report
+ *   wait for this step's fragments → open the step in the ledger → gradient step → record it in the proof chain → save the state to the vault → publish the version → barrier →
+ *   acknowledge the fragments → report
  *
  * The order is the exactly-once argument. A fragment is acknowledged only when the state that contains it is committed on every rank; a trainer killed earlier
  * finds the state without it in the vault and gets the fragment again; a trainer killed later finds the state with it, and its cursors refuse the second copy.
+ *
+ * The record comes before the state is saved, so a step that can be resumed from has its record; one whose record is all there is of it is taken again, and the chain's
+ * "restart" record says from where. A step that is refused on one rank is taken on none: all try again, with growing pauses, for refused_ms; then every rank fails and the
+ * coordinator's fault.* limits decide. The same when the disk has no room for its record.
  */
 #ifndef CORRAL_TRAINER_WORKER_H
 #define CORRAL_TRAINER_WORKER_H
@@ -33,6 +38,13 @@ struct corral_trainer_config {
     char resume[1024];         /* checkpoint folder to start from when the vault is empty, or "" */
     bool collective_tcp;       /* ranks on several nodes */
     uint32_t collective_timeout_ms;
+    /* What the step guard is made with (trainer-bridge/step_guard/step_guard.h). */
+    char proof[256];     /* this rank's chain file, "proof/trainer-0.chain" */
+    char fences[256];    /* those that are live around this process, separated by spaces */
+    uint64_t drift_max;  /* memory.drift */
+    uint64_t declared;   /* declared peak of a gradient step of this process */
+    uint32_t refused_ms; /* how long a refused step is tried again before the worker gives up */
+    bool host_device;
 };
 
 /* Run until the coordinator says finish (CORRAL_OK) or something fails. */

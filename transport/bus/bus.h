@@ -17,7 +17,7 @@
 
 /* What a peer said of itself in its hello. */
 struct corral_bus_hello {
-    char kind[16]; /* "agent", "worker", "ctl" */
+    char kind[16]; /* "agent", "worker", "cli" */
     char name
         [CORRAL_BUS_NAME_MAX]; /* "rollout-3"; unique among live peers of a kind: a newer epoch replaces an older peer */
     uint32_t epoch;
@@ -80,8 +80,13 @@ enum corral_status corral_bus_client_create(struct corral_bus_client **out,
                                             const struct corral_bus_client_config *config,
                                             uint32_t timeout_ms, struct corral_error *err);
 void corral_bus_client_destroy(struct corral_bus_client *c); /* sends what is queued for at most 200 ms */
+/* Never waits. CORRAL_PEER: also when the server has stopped reading and the queue is full. */
 enum corral_status corral_bus_client_send(struct corral_bus_client *c, struct corral_mpack_writer *message,
                                           struct corral_error *err);
+/* Waits for room in the queue; CORRAL_TIMEOUT when there is none within timeout_ms, and the message is still the caller's to send. */
+enum corral_status corral_bus_client_send_within(struct corral_bus_client *c,
+                                                 struct corral_mpack_writer *message, uint32_t timeout_ms,
+                                                 struct corral_error *err);
 /* Next message: *out is the caller's to destroy, before the next receive; `type` is copied. CORRAL_AGAIN: none within timeout_ms. CORRAL_PEER: the server
  * does not know this client (any more): it was replaced, dropped, or the server was restarted; create a new client. Polling without one costs about a microsecond. */
 enum corral_status corral_bus_client_receive(struct corral_bus_client *c, uint32_t timeout_ms, char type[32],

@@ -519,6 +519,28 @@ static void refuses_a_message_above_the_limit(void **state)
     world_close(&w);
 }
 
+static void a_full_queue_is_waited_for_and_nothing_is_lost(void **state)
+{
+    (void)state;
+    struct world w;
+    struct corral_error err;
+    world_open(&w, false);
+    struct corral_bus_client *c = join(&w, "a", 1);
+    struct corral_mpack_writer *m = message("order", 1);
+    enum corral_status status;
+    while ((status = corral_bus_client_send_within(c, m, 1, &err)) == CORRAL_OK) {
+    }
+    assert_int_equal(status, CORRAL_TIMEOUT);
+    check_status(corral_bus_client_send(c, m, &err), CORRAL_PEER);
+    for (uint64_t until = deadline(); corral_bus_client_send_within(c, m, 1, &err) == CORRAL_TIMEOUT;) {
+        turn(&w, until);
+    }
+    assert_true(err.status == CORRAL_TIMEOUT); /* the last error there was: none since */
+    corral_mpack_writer_destroy(m);
+    corral_bus_client_destroy(c);
+    world_close(&w);
+}
+
 static void refuses_endpoints_it_cannot_protect(void **state)
 {
     (void)state;
@@ -580,6 +602,7 @@ int main(void)
         cmocka_unit_test(a_client_of_a_restarted_server_learns_that_it_is_unknown),
         cmocka_unit_test(garbage_never_reaches_the_caller),
         cmocka_unit_test(refuses_a_message_above_the_limit),
+        cmocka_unit_test(a_full_queue_is_waited_for_and_nothing_is_lost),
         cmocka_unit_test(refuses_endpoints_it_cannot_protect),
         cmocka_unit_test(binds_a_path_relative_to_the_current_folder),
     };

@@ -18,8 +18,22 @@ struct corral_bus_client {
 
 CORRAL_DEFINE_CLEANUP(struct corral_bus_client, corral_bus_client_destroy)
 
+static enum corral_status no_room(const struct corral_bus_client *c, enum corral_status status,
+                                  struct corral_error *err)
+{
+    return corral_fail(err, status, "send to %s: it does not read its messages", c->endpoint);
+}
+
 enum corral_status corral_bus_client_send(struct corral_bus_client *c, struct corral_mpack_writer *message,
                                           struct corral_error *err)
+{
+    enum corral_status status = corral_bus_client_send_within(c, message, 0, err);
+    return status == CORRAL_TIMEOUT ? no_room(c, CORRAL_PEER, err) : status;
+}
+
+enum corral_status corral_bus_client_send_within(struct corral_bus_client *c,
+                                                 struct corral_mpack_writer *message, uint32_t timeout_ms,
+                                                 struct corral_error *err)
 {
     const void *data;
     size_t bytes;
@@ -29,12 +43,17 @@ enum corral_status corral_bus_client_send(struct corral_bus_client *c, struct co
                            "a control message of %zu bytes is larger than the limit of %u", bytes,
                            CORRAL_BUS_MESSAGE_BYTES_MAX);
     }
-    if (zmq_send(c->socket, data, bytes, ZMQ_DONTWAIT) < 0) {
-        return corral_fail(err, CORRAL_PEER, "send to %s: %s", c->endpoint,
-                           zmq_errno() == EAGAIN ? "it does not read its messages"
-                                                 : zmq_strerror(zmq_errno()));
+    int sent = zmq_send(c->socket, data, bytes, ZMQ_DONTWAIT);
+    if (sent < 0 && zmq_errno() == EAGAIN && timeout_ms > 0) {
+        zmq_pollitem_t room = {.socket = c->socket, .events = ZMQ_POLLOUT};
+        (void)zmq_poll(&room, 1, (long)timeout_ms);
+        sent = zmq_send(c->socket, data, bytes, ZMQ_DONTWAIT);
     }
-    return CORRAL_OK;
+    if (sent < 0 && zmq_errno() == EAGAIN) {
+        return no_room(c, CORRAL_TIMEOUT, err);
+    }
+    return sent >= 0 ? CORRAL_OK
+                     : corral_fail(err, CORRAL_PEER, "send to %s: %s", c->endpoint, zmq_strerror(zmq_errno()));
 }
 
 static enum corral_status say_hello(struct corral_bus_client *c,

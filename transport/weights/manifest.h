@@ -22,10 +22,13 @@ struct corral_manifest {
     struct corral_manifest_tensor *tensor;
 };
 
-enum corral_status corral_manifest_create(struct corral_manifest **out, uint32_t capacity, struct corral_error *err);
+enum corral_status corral_manifest_create(struct corral_manifest **out, uint32_t capacity,
+                                          struct corral_error *err);
 /* Appends at the end, aligned to 64 bytes. */
-enum corral_status corral_manifest_add(struct corral_manifest *m, const char *name, enum corral_dtype dtype, uint32_t rank, const uint64_t *shape, struct corral_error *err);
+enum corral_status corral_manifest_add(struct corral_manifest *m, const char *name, enum corral_dtype dtype,
+                                       uint32_t rank, const uint64_t *shape, struct corral_error *err);
 void corral_manifest_destroy(struct corral_manifest *m);
-struct corral_digest corral_manifest_hash(const struct corral_manifest *m); /* over names, dtypes, shapes, offsets */
+struct corral_digest
+corral_manifest_hash(const struct corral_manifest *m); /* over names, dtypes, shapes, offsets */
 
 #endif

@@ -20,24 +20,33 @@
 struct corral_weight_store;
 
 /* Agent. *fd_out is close-on-exec and the caller's. */
-enum corral_status corral_weight_store_create(uint64_t weight_bytes_max, int *fd_out, struct corral_error *err);
-enum corral_status corral_weight_store_attach(int fd, struct corral_weight_store **out, struct corral_error *err);
+enum corral_status corral_weight_store_create(uint64_t weight_bytes_max, int *fd_out,
+                                              struct corral_error *err);
+enum corral_status corral_weight_store_attach(int fd, struct corral_weight_store **out,
+                                              struct corral_error *err);
 void corral_weight_store_detach(struct corral_weight_store *s);
 
 /* Writer. The manifest hash is fixed by the first begin(); a different one later is CORRAL_INVALID. */
-enum corral_status corral_weight_store_begin(struct corral_weight_store *s, uint64_t version, struct corral_digest manifest, uint64_t bytes, void **slot, struct corral_error *err);
+enum corral_status corral_weight_store_begin(struct corral_weight_store *s, uint64_t version,
+                                             struct corral_digest manifest, uint64_t bytes, void **slot,
+                                             struct corral_error *err);
 /* Digest of what is now in the slot, computed here. CORRAL_INVALID, and the version given up: it has been committed before with other
  * bytes. */
-enum corral_status corral_weight_store_commit(struct corral_weight_store *s, uint64_t version, struct corral_digest *digest, struct corral_error *err);
+enum corral_status corral_weight_store_commit(struct corral_weight_store *s, uint64_t version,
+                                              struct corral_digest *digest, struct corral_error *err);
 /* The same for a writer that has just hashed the slot itself. */
-enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version, struct corral_digest digest, struct corral_error *err);
+enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version,
+                                                     struct corral_digest digest, struct corral_error *err);
 void corral_weight_store_abort(struct corral_weight_store *s); /* give up the begun version */
 
 /* Readers. 0 = none yet. Hot path: one atomic load. */
 uint64_t corral_weight_store_version(const struct corral_weight_store *s);
 /* Copy the current version into `out`. CORRAL_AGAIN: no version yet. CORRAL_INVALID: manifest or size differ. CORRAL_PROTOCOL: digest differs. */
-enum corral_status corral_weight_store_read(struct corral_weight_store *s, struct corral_digest manifest, void *out, uint64_t bytes, uint64_t *version, struct corral_digest *digest, struct corral_error *err);
+enum corral_status corral_weight_store_read(struct corral_weight_store *s, struct corral_digest manifest,
+                                            void *out, uint64_t bytes, uint64_t *version,
+                                            struct corral_digest *digest, struct corral_error *err);
 /* Wait until the version is above `seen`, at most timeout_ms. CORRAL_TIMEOUT otherwise. */
-enum corral_status corral_weight_store_wait(struct corral_weight_store *s, uint64_t seen, uint32_t timeout_ms, struct corral_error *err);
+enum corral_status corral_weight_store_wait(struct corral_weight_store *s, uint64_t seen, uint32_t timeout_ms,
+                                            struct corral_error *err);
 
 #endif

@@ -1,0 +1,7 @@
+corral_test(orchestrator_limits_test SOURCES agent/limits_test.c DEPS corral_orchestrator)
+corral_test(orchestrator_observed_test SOURCES observed_test.c DEPS corral_orchestrator)
+corral_test(orchestrator_gpu_reader_test SOURCES agent/gpu_reader_test.c DEPS corral_orchestrator)
+if(CORRAL_BUILD_TESTS)
+  set_tests_properties(orchestrator_gpu_reader_test PROPERTIES ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fakecuda")
+endif()
+corral_test(orchestrator_gpu_claim_test SOURCES agent/gpu_claim_test.c DEPS corral_orchestrator)

@@ -1,0 +1,143 @@
+/* MPS with a stand-in for NVIDIA's control program, which is found through PATH like the real one. */
+#include "base/file.h"
+#include "quota/fences/internal.h"
+#include "tests/check.h"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define UUID "GPU-01234567-89ab-cdef-0123-456789abcdef"
+
+static char folder[] = "/tmp/corral-mps-XXXXXX";
+static char *path_before;
+
+static int make_folder(void **state)
+{
+    (void)state;
+    char path[2048];
+    path_before = getenv("PATH") ? strdup(getenv("PATH")) : NULL;
+    if (!mkdtemp(folder)) {
+        return -1;
+    }
+    fence_text(path, sizeof path, "%s:%s", folder, path_before ? path_before : "/bin:/usr/bin");
+    return setenv("PATH", path, 1);
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    free(path_before);
+    return corral_remove_tree(folder, NULL) == CORRAL_OK ? 0 : -1;
+}
+
+/* A control program that does what `script` says. */
+static void control(const char *script)
+{
+    char path[256], text[1024];
+    struct corral_error err;
+    fence_text(path, sizeof path, "%s/nvidia-cuda-mps-control", folder);
+    fence_text(text, sizeof text, "#!/bin/sh\n%s\n", script);
+    check_ok(corral_file_write_atomic(path, text, strlen(text), 0755, false, &err));
+}
+
+static void detect(const char *pipe, struct fence_mps *m)
+{
+    assert_int_equal(setenv("CUDA_MPS_PIPE_DIRECTORY", pipe, 1), 0);
+    fence_mps_detect(m);
+    unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+}
+
+static void a_daemon_that_answers_is_live(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    char want[256];
+    /* It is asked, in the folder that workers will get. */
+    fence_text(want, sizeof want,
+               "read q; [ \"$q\" = get_server_list ] && [ \"$CUDA_MPS_PIPE_DIRECTORY\" = %s ]", folder);
+    control(want);
+    detect(folder, &m);
+    assert_true(m.live);
+    assert_string_equal(m.pipe, folder);
+}
+
+static void a_daemon_that_is_not_there_is_absent_with_the_reason(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    control("echo 'Cannot find MPS control daemon process'; exit 0");
+    detect(folder, &m);
+    assert_false(m.live);
+    assert_non_null(strstr(m.why, "no MPS control daemon"));
+    control("echo broken >&2; exit 1");
+    detect(folder, &m);
+    assert_false(m.live);
+    assert_non_null(strstr(m.why, "broken"));
+    detect("/nonexistent/mps", &m);
+    assert_false(m.live);
+    assert_non_null(strstr(m.why, "/nonexistent/mps"));
+}
+
+static void a_daemon_that_hangs_is_given_up(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    control("exec sleep 600");
+    detect(folder, &m);
+    assert_false(m.live);
+    assert_non_null(strstr(m.why, "does not answer"));
+}
+
+static void a_limit_is_whole_mebibytes_and_never_below(void **state)
+{
+    (void)state;
+    char text[128], uuid[64];
+    uint64_t bytes;
+    assert_true(fence_mps_limit(UUID, 1234 * FENCE_MIB, text, sizeof text));
+    assert_string_equal(text, UUID "=1234M");
+    assert_true(fence_mps_limit(UUID, 1234 * FENCE_MIB + 1, text, sizeof text));
+    assert_true(fence_mps_parse_limit(text, uuid, &bytes));
+    assert_string_equal(uuid, UUID);
+    assert_true(bytes == 1235 * FENCE_MIB);
+}
+
+static void entries_that_would_drop_every_limit_are_refused(void **state)
+{
+    (void)state;
+    static const char *const bad_uuids[] = {"",
+                                            "0",
+                                            "GPU-",
+                                            "GPU-0123",
+                                            UUID "0",
+                                            UUID ",0",
+                                            "gpu-01234567-89ab-cdef-0123-456789abcdef",
+                                            "GPU-01234567-89ab-cdef-0123-456789abcdeg",
+                                            "MIG-01234567-89ab-cdef-0123-456789abcdef"};
+    static const char *const bad_limits[] = {UUID,        UUID "=",       UUID "=M",
+                                             UUID "=-1M", UUID "=1",      UUID "=1MM",
+                                             UUID "=1G",  UUID "=0M",     UUID "=99999999999999999999M",
+                                             "0=1M",      UUID "=1M,0=1M"};
+    char text[128], uuid[64];
+    uint64_t bytes;
+    for (size_t i = 0; i < CORRAL_COUNT_OF(bad_uuids); i++) {
+        assert_false(fence_mps_limit(bad_uuids[i], FENCE_MIB, text, sizeof text));
+    }
+    for (size_t i = 0; i < CORRAL_COUNT_OF(bad_limits); i++) {
+        assert_false(fence_mps_parse_limit(bad_limits[i], uuid, &bytes));
+    }
+    assert_false(fence_mps_limit(UUID, 0, text, sizeof text));
+    assert_false(fence_mps_limit(UUID, FENCE_MIB, text, 20));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_daemon_that_answers_is_live),
+        cmocka_unit_test(a_daemon_that_is_not_there_is_absent_with_the_reason),
+        cmocka_unit_test(a_daemon_that_hangs_is_given_up),
+        cmocka_unit_test(a_limit_is_whole_mebibytes_and_never_below),
+        cmocka_unit_test(entries_that_would_drop_every_limit_are_refused),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}

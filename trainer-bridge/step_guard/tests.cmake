@@ -1,0 +1,13 @@
+corral_test(trainer_step_guard_test SOURCES step_guard/step_guard_test.c DEPS corral_trainer)
+if(CORRAL_BUILD_TESTS)
+  # A program outside: it sees the public header and libcorral, nothing else.
+  add_executable(quota_api_program step_guard/quota_api_program.c)
+  target_link_libraries(quota_api_program PRIVATE corral_shared Threads::Threads)
+  target_compile_options(quota_api_program PRIVATE -std=c11 -Wall -Wextra -Werror)
+  if(CORRAL_SANITIZE)
+    target_link_libraries(quota_api_program PRIVATE corral_flags)
+  endif()
+  corral_test(trainer_quota_api_test SOURCES step_guard/quota_api_test.c DEPS corral_trainer)
+  target_compile_definitions(trainer_quota_api_test PRIVATE PROGRAM="$<TARGET_FILE:quota_api_program>")
+  add_dependencies(trainer_quota_api_test quota_api_program)
+endif()
