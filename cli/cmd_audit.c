@@ -350,6 +350,11 @@ static void print_others(const struct audit *a, const struct rank *r)
         printf("  rank %u: no other role has memory on %s, and this one used none elsewhere\n", r->rank,
                corral_view_plain(s->device, name, sizeof name));
     }
+    if (s->spilled_max > 0) {
+        size_text(s->spilled_max, peak);
+        printf("  rank %u: up to %s beside the quota, spilled to host memory (memory.spill)\n", r->rank,
+               peak);
+    }
     if (s->torn_bytes > 0) {
         printf("  rank %u: %" PRIu64 " bytes of a record that was never finished follow the last\n", r->rank,
                s->torn_bytes);

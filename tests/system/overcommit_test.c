@@ -52,10 +52,18 @@ static bool take_one(void)
     return true;
 }
 
+static uint32_t have(void)
+{
+    pthread_mutex_lock(&self.pool_lock);
+    uint32_t count = self.count;
+    pthread_mutex_unlock(&self.pool_lock);
+    return count;
+}
+
 static uint32_t take(uint32_t chunks)
 {
     uint32_t taken = 0;
-    while (taken < chunks && self.count < CHUNKS_MAX && take_one()) {
+    while (taken < chunks && have() < CHUNKS_MAX && take_one()) {
         taken++;
     }
     return taken;
@@ -102,9 +110,9 @@ static void obey(const char *verb, uint64_t number)
         printf("%u\n", take((uint32_t)number));
     } else if (strcmp(verb, "drop") == 0) {
         drop(number);
-        printf("%u\n", self.count);
+        printf("%u\n", have());
     } else if (strcmp(verb, "have") == 0) {
-        printf("%u\n", self.count);
+        printf("%u\n", have());
     } else if (strcmp(verb, "listen") == 0) {
         status = corral_quota_listen(self.quota, self.holder, &err);
         printf("%d\n",

@@ -20,4 +20,6 @@ same "and in every step's record" "$(grep -h '"type":"step"' "$RUN"/proof/* | gr
 rl audit audit "$RUN" --json
 same "audit: exit code" "$rc" 0
 matches "audit: shows it" "$(out_of audit)" '"spilled_max": [1-9]'
+rl told audit "$RUN"
+matches "audit: to people too" "$(out_of told)" "rank 0: up to [1-9].* beside the quota, spilled to host memory"
 finish
