@@ -52,8 +52,9 @@ enum corral_status corral_bus_client_send_within(struct corral_bus_client *c,
     if (sent < 0 && zmq_errno() == EAGAIN) {
         return no_room(c, CORRAL_TIMEOUT, err);
     }
-    return sent >= 0 ? CORRAL_OK
-                     : corral_fail(err, CORRAL_PEER, "send to %s: %s", c->endpoint, zmq_strerror(zmq_errno()));
+    return sent >= 0
+               ? CORRAL_OK
+               : corral_fail(err, CORRAL_PEER, "send to %s: %s", c->endpoint, zmq_strerror(zmq_errno()));
 }
 
 static enum corral_status say_hello(struct corral_bus_client *c,
