@@ -8,11 +8,37 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#define XXH_STATIC_LINKING_ONLY /* for the size of the streaming state */
 #include <xxhash.h>
+/* Chooses AVX2 or AVX-512 when it runs; about twice as fast as the SSE2 that the package is built for. Same digests. */
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>
+#endif
 
 struct corral_digest corral_digest_of(const void *data, size_t bytes)
 {
     XXH128_hash_t h = XXH3_128bits(data, bytes);
+    return (struct corral_digest){.lo = h.low64, .hi = h.high64};
+}
+
+_Static_assert(sizeof(XXH3_state_t) <= sizeof(struct corral_digest_state), "hash.h");
+_Static_assert(_Alignof(XXH3_state_t) <= _Alignof(struct corral_digest_state), "hash.h");
+
+/* None of the three can fail with a state that is there. */
+void corral_digest_begin(struct corral_digest_state *state)
+{
+    XXH3_INITSTATE((XXH3_state_t *)state->opaque);
+    (void)XXH3_128bits_reset((XXH3_state_t *)state->opaque);
+}
+
+void corral_digest_add(struct corral_digest_state *state, const void *data, size_t bytes)
+{
+    (void)XXH3_128bits_update((XXH3_state_t *)state->opaque, data, bytes);
+}
+
+struct corral_digest corral_digest_end(const struct corral_digest_state *state)
+{
+    XXH128_hash_t h = XXH3_128bits_digest((const XXH3_state_t *)state->opaque);
     return (struct corral_digest){.lo = h.low64, .hi = h.high64};
 }
 
@@ -37,6 +63,43 @@ void corral_sha256(const void *data, size_t bytes, uint8_t out[32])
 {
     if (SHA256(data, bytes, out) == NULL) {
         abort();
+    }
+}
+
+struct corral_sha256_kept {
+    EVP_MD *algorithm;
+    EVP_MD_CTX *context;
+};
+
+void corral_sha256_destroy(struct corral_sha256_kept *kept)
+{
+    if (kept) {
+        EVP_MD_CTX_free(kept->context);
+        EVP_MD_free(kept->algorithm);
+        free(kept);
+    }
+}
+
+struct corral_sha256_kept *corral_sha256_create(void)
+{
+    struct corral_sha256_kept *kept = calloc(1, sizeof *kept);
+    if (kept) {
+        kept->algorithm = EVP_MD_fetch(NULL, "SHA256", NULL);
+        kept->context = EVP_MD_CTX_new();
+        if (!kept->algorithm || !kept->context) {
+            corral_sha256_destroy(kept);
+            return NULL;
+        }
+    }
+    return kept;
+}
+
+void corral_sha256_again(struct corral_sha256_kept *kept, const void *data, size_t bytes, uint8_t out[32])
+{
+    if (EVP_DigestInit_ex2(kept->context, kept->algorithm, NULL) != 1 ||
+        EVP_DigestUpdate(kept->context, data, bytes) != 1 ||
+        EVP_DigestFinal_ex(kept->context, out, NULL) != 1) {
+        abort(); /* as above */
     }
 }
 

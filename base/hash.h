@@ -10,6 +10,13 @@ struct corral_digest {
 };
 
 struct corral_digest corral_digest_of(const void *data, size_t bytes);
+/* The same of bytes that come in pieces: begin, add …, end. No allocation. */
+struct corral_digest_state {
+    _Alignas(64) uint8_t opaque[640];
+};
+void corral_digest_begin(struct corral_digest_state *state);
+void corral_digest_add(struct corral_digest_state *state, const void *data, size_t bytes);
+struct corral_digest corral_digest_end(const struct corral_digest_state *state);
 static inline int corral_digest_equal(struct corral_digest a, struct corral_digest b)
 {
     return a.lo == b.lo && a.hi == b.hi;
@@ -19,6 +26,11 @@ void corral_digest_format(struct corral_digest d,
                           char out[CORRAL_DIGEST_TEXT]); /* 32 lower-case hex digits, hi first */
 
 void corral_sha256(const void *data, size_t bytes, uint8_t out[32]);
+/* The same for who hashes often: what libcrypto looks up and allocates each time is kept. One thread; create returns NULL without memory, destroy accepts NULL. */
+struct corral_sha256_kept;
+struct corral_sha256_kept *corral_sha256_create(void);
+void corral_sha256_destroy(struct corral_sha256_kept *kept);
+void corral_sha256_again(struct corral_sha256_kept *kept, const void *data, size_t bytes, uint8_t out[32]);
 void corral_hmac_sha256(const void *key, size_t key_bytes, const void *data, size_t bytes, uint8_t out[32]);
 /* Constant-time comparison. */
 int corral_bytes_equal(const void *a, const void *b, size_t bytes);

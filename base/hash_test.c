@@ -1,3 +1,4 @@
+#include "base/error.h"
 #include "tests/check.h"
 
 #include "base/hash.h"
@@ -79,9 +80,28 @@ static void random_bytes_fill_the_whole_buffer(void **state)
     }
 }
 
+static void a_digest_in_pieces_is_that_of_the_whole(void **state)
+{
+    (void)state;
+    uint8_t data[5000];
+    for (size_t i = 0; i < sizeof data; i++) {
+        data[i] = (uint8_t)(i * 7 + i / 251);
+    }
+    for (size_t bytes = 0; bytes <= sizeof data; bytes += bytes < 600 ? 1 : 317) {
+        struct corral_digest_state s;
+        corral_digest_begin(&s);
+        for (size_t at = 0, piece = 1; at < bytes; at += piece, piece = piece * 3 % 701 + 1) {
+            piece = CORRAL_MIN(piece, bytes - at);
+            corral_digest_add(&s, data + at, piece);
+        }
+        assert_true(corral_digest_equal(corral_digest_end(&s), corral_digest_of(data, bytes)));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_digest_in_pieces_is_that_of_the_whole),
         cmocka_unit_test(formats_a_digest_high_half_first),
         cmocka_unit_test(digest_is_xxh3_128),
         cmocka_unit_test(sha256_matches_the_standard),

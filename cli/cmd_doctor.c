@@ -285,6 +285,7 @@ static int examine(bool clean, bool json)
         return corral_cli_fail(&err);
     }
     e->clean = clean;
+    corral_fence_canary_is("/proc/self/exe");
     enum corral_status status = look_at_machine(&e->machine, &err);
     if (status == CORRAL_OK) {
         status = corral_fences_try(&e->fences, &err);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STEPS_SAMPLED 32 /* instructions of an operation to be killed at, spread evenly */
@@ -95,11 +96,18 @@ static uint64_t kill_after(int fd, operation_fn operation, uint64_t instructions
     return done;
 }
 
-/* All that the role may have: it fits only when nothing of the dead is left. */
+/* All that the role may have: it fits only when nothing of the dead is left. Longest so far, for the message; bench/quota_recovery_bench has a bound. */
+static uint64_t longest_ns;
+
 static void take_everything(struct corral_quota *q, uint32_t holder)
 {
     struct corral_quota_charge all;
+    struct timespec a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
     check_ok(corral_quota_take(q, holder, 50 * MIB, CORRAL_KIND_DEVICE, "the next operation", &all, &err));
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    longest_ns =
+        CORRAL_MAX(longest_ns, (uint64_t)((b.tv_sec - a.tv_sec) * 1000000000 + b.tv_nsec - a.tv_nsec));
     corral_quota_snapshot(q, &seen);
     assert_true(corral_ledger_consistent(&seen));
     assert_true(corral_ledger_tables_consistent(corral_quota_ledger(q)));
@@ -124,8 +132,9 @@ static void kill_at_each_point_of(operation_fn operation, bool *untraceable)
             kill_after(fd, operation, whole * i / STEPS_SAMPLED);
             take_everything(q, holder);
         }
-        print_message("%llu instructions, %u kills with the lock held\n", (unsigned long long)whole,
-                      corral_quota_repairs(q));
+        print_message(
+            "%llu instructions, %u kills with the lock held; longest next operation so far %llu us\n",
+            (unsigned long long)whole, corral_quota_repairs(q), (unsigned long long)(longest_ns / 1000));
     }
     corral_quota_detach(q);
     close(fd);

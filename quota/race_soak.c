@@ -1,7 +1,10 @@
 /* Racing allocations by many processes under random SIGKILL, through every operation and kind, while an observer takes a floor to the
  * byte at random times and looks for a ceiling passed or a sum that does not add up. At the end the ledger must be exactly zero.
  *
- *     quota_race_soak [--operations N] [--processes N] [--kills] [--seed N]
+ *     quota_race_soak [--operations N] [--processes N] [--kills [--recovery-ms N]] [--seed N]
+ *
+ * After every other kill the agent's next operation is timed that has to give everything of the dead back. With --recovery-ms it fails when one took that long; what the others
+ * have of the processors meanwhile is in it (bench/quota_recovery_bench measures it alone).
  */
 #include "quota/shared_internal.h"
 
@@ -30,8 +33,10 @@
 
 enum role { TRAINER, ROLLOUT, GUARD, ROLES };
 
+#define TIMED_MAX 65536
+
 struct options {
-    uint64_t operations, seed;
+    uint64_t operations, seed, recovery_ms;
     uint32_t processes;
     bool kills;
 };
@@ -280,6 +285,57 @@ static bool make_node(int *fd, struct corral_quota **q, struct corral_error *err
     return ok;
 }
 
+/* Of the first operations after kills. */
+static uint64_t timed_ns[TIMED_MAX];
+static uint32_t timed_count;
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+/* What the agent does when it hears of a death. False: something of the dead is left. */
+static bool recover(struct corral_quota *q, pid_t dead)
+{
+    const struct corral_ledger *l = corral_quota_ledger(q);
+    uint64_t began = now_ns();
+    corral_quota_reap_pid(q, dead);
+    if (timed_count < TIMED_MAX) {
+        timed_ns[timed_count++] = now_ns() - began;
+    }
+    for (uint32_t i = 0; i < CORRAL_LEDGER_HOLDERS_MAX; i++) {
+        /* One that has left has only what others still use. */
+        if (__atomic_load_n(&l->holder[i].pid, __ATOMIC_RELAXED) == dead && !l->holder[i].left) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int compare_ns(const void *a, const void *b)
+{
+    uint64_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x < y ? -1 : x > y;
+}
+
+/* False: one took too long. */
+static bool report_recovery(const struct options *o)
+{
+    if (timed_count == 0) {
+        return true;
+    }
+    qsort(timed_ns, timed_count, sizeof *timed_ns, compare_ns);
+    uint64_t max = timed_ns[timed_count - 1];
+    printf("first operation after a kill, %u times: median %.3f ms, p99 %.3f ms, max %.3f ms\n", timed_count,
+           (double)timed_ns[timed_count / 2] / 1e6, (double)timed_ns[(uint64_t)timed_count * 99 / 100] / 1e6,
+           (double)max / 1e6);
+    return o->recovery_ms == 0 || max < o->recovery_ms * UINT64_C(1000000);
+}
+
 /* Every other time whoever had the lock last: it may have it still. */
 static uint32_t victim(const struct corral_quota *q, const struct options *o, struct corral_rng *rng,
                        const pid_t *child)
@@ -295,12 +351,13 @@ static uint32_t victim(const struct corral_quota *q, const struct options *o, st
     return v;
 }
 
-/* Kill one after the other at random times, until the work is done. Returns how many. */
-static uint64_t harass(struct corral_quota *q, int fd, const struct options *o, struct corral_rng *rng,
-                       pid_t *child)
+/* Kill one after the other at random times, until the work is done. False: something of a dead one was left. */
+static bool harass(struct corral_quota *q, int fd, const struct options *o, struct corral_rng *rng,
+                   pid_t *child, uint64_t *killed)
 {
     uint64_t kills = 0;
-    while (atomic_load_explicit(&board->operations, memory_order_relaxed) < o->operations) {
+    bool ok = true;
+    while (ok && atomic_load_explicit(&board->operations, memory_order_relaxed) < o->operations) {
         struct timespec random_time = {.tv_nsec = (long)corral_rng_below(rng, 1500000)};
         nanosleep(&random_time, NULL);
         uint32_t v = victim(q, o, rng, child);
@@ -308,6 +365,7 @@ static uint64_t harass(struct corral_quota *q, int fd, const struct options *o, 
             continue;
         }
         kills += WIFSIGNALED(wait_for(child[v]));
+        ok = kills % 2 == 0 || recover(q, child[v]);
         child[v] = start_worker(fd, o->seed + o->processes + kills, o);
         if (kills % 8 == 0) {
             uint64_t ceiling = (40 + corral_rng_below(rng, 30)) * MIB;
@@ -317,7 +375,8 @@ static uint64_t harass(struct corral_quota *q, int fd, const struct options *o, 
             corral_quota_reap(q);
         }
     }
-    return kills;
+    *killed = kills;
+    return ok;
 }
 
 static bool is_zero(struct corral_quota *q)
@@ -371,7 +430,8 @@ static int run(const struct options *o)
     for (uint32_t i = 0; i < o->processes; i++) {
         child[i] = start_worker(fd, o->seed + i, o);
     }
-    uint64_t kills = o->kills ? harass(q, fd, o, &rng, child) : 0;
+    uint64_t kills = 0;
+    bool recovered = !o->kills || harass(q, fd, o, &rng, child, &kills);
     for (uint32_t i = 0; i < o->processes; i++) {
         int status = wait_for(child[i]);
         failed += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
@@ -383,6 +443,9 @@ static int run(const struct options *o)
     if (failed != 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 0) {
         return fault("a worker or the observer failed");
     }
+    if (!recovered) {
+        return fault("the dead were reaped, and something of one was left");
+    }
     if (!is_zero(q)) {
         return fault("everybody has gone, and the ledger is not zero");
     }
@@ -390,7 +453,7 @@ static int run(const struct options *o)
            (double)(ended.tv_sec - began.tv_sec) + (double)(ended.tv_nsec - began.tv_nsec) / 1e9);
     corral_quota_detach(q);
     close(fd);
-    return 0;
+    return report_recovery(o) ? 0 : fault("a recovery took too long");
 }
 
 int main(int argc, char **argv)
@@ -401,13 +464,18 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--kills") == 0) {
             o.kills = true;
         } else if (i + 1 >= argc || !corral_parse_u64(argv[i + 1], &value)) {
-            fprintf(stderr, "usage: %s [--operations N] [--processes N] [--kills] [--seed N]\n", argv[0]);
+            fprintf(stderr,
+                    "usage: %s [--operations N] [--processes N] [--kills] [--recovery-ms N] [--seed N]\n",
+                    argv[0]);
             return 2;
         } else if (strcmp(argv[i], "--operations") == 0) {
             o.operations = value;
             i++;
         } else if (strcmp(argv[i], "--processes") == 0 && value >= 1 && value <= PROCESSES_MAX) {
             o.processes = (uint32_t)value;
+            i++;
+        } else if (strcmp(argv[i], "--recovery-ms") == 0) {
+            o.recovery_ms = value;
             i++;
         } else if (strcmp(argv[i], "--seed") == 0) {
             o.seed = value;

@@ -130,6 +130,9 @@ enum corral_status corral_quota_change_limits(struct corral_quota *q, uint32_t d
 /* Agent: the physical readings, of a process on a device (by pid) and of a device. */
 void corral_quota_set_physical(struct corral_quota *q, uint32_t device, pid_t pid, uint64_t bytes,
                                uint64_t now_ns);
+/* The same of a holder that stands for other processes than its own. */
+void corral_quota_set_holder_physical(struct corral_quota *q, uint32_t holder, uint64_t bytes,
+                                      uint64_t now_ns);
 void corral_quota_set_device_physical(struct corral_quota *q, uint32_t device, uint64_t used,
                                       uint64_t foreign, uint64_t now_ns);
 /* Agent: give back what dead processes hold (pid gone or start time differs). Returns how many slots were freed. */

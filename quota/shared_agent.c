@@ -148,6 +148,17 @@ void corral_quota_set_physical(struct corral_quota *q, uint32_t device, pid_t pi
     corral_quota_unlock(q);
 }
 
+void corral_quota_set_holder_physical(struct corral_quota *q, uint32_t holder, uint64_t bytes,
+                                      uint64_t now_ns)
+{
+    if (corral_quota_lock_ours(q, holder)) {
+        struct corral_ledger_holder *h = &q->shared->ledger.holder[holder];
+        h->physical = bytes;
+        h->physical_ns = now_ns;
+        corral_quota_unlock(q);
+    }
+}
+
 void corral_quota_set_device_physical(struct corral_quota *q, uint32_t device, uint64_t used,
                                       uint64_t foreign, uint64_t now_ns)
 {

@@ -268,6 +268,7 @@ static void report_interposer(struct corral_agent *a)
 enum corral_status corral_agent_begin_fences(struct corral_agent *a, const char *node,
                                              struct corral_error *err)
 {
+    corral_fence_canary_is("/proc/self/exe");
     return corral_fences_open(a->launch.run, node, &a->fences, err);
 }
 

@@ -36,8 +36,9 @@ struct corral_agent_observer {
     struct corral_gpu_reader *gpus; /* NULL: no NVML, or no GPU device here */
     uint32_t gpu[CORRAL_LEDGER_DEVICES_MAX];
     bool foreign_told[CORRAL_LEDGER_DEVICES_MAX];
-    uint64_t device_used[CORRAL_LEDGER_DEVICES_MAX]; /* 0: not read */
-    int64_t foreign[CORRAL_LEDGER_DEVICES_MAX];      /* CORRAL_OBSERVED_UNKNOWN */
+    uint64_t device_used[CORRAL_LEDGER_DEVICES_MAX];                     /* 0: not read */
+    int64_t foreign[CORRAL_LEDGER_DEVICES_MAX];                          /* CORRAL_OBSERVED_UNKNOWN */
+    uint64_t tenants_looked_ns, tenant_bytes[CORRAL_JOB_PARTITIONS_MAX]; /* of host devices */
     struct observed_holder holder[CORRAL_LEDGER_HOLDERS_MAX];
     /* utilisation, by device and role of the ledger; time of the whole device */
     double cpus[CORRAL_LEDGER_DEVICES_MAX]; /* of a host device; shared CPUs count in part */

@@ -3,12 +3,15 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "orchestrator/agent/agent_observe.h"
+#include "orchestrator/agent/children.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#define TENANTS_NS CORRAL_NS_PER_S /* a look at them is one at every process of the machine */
 
 static bool is_gpu(const struct corral_ledger_device *d)
 {
@@ -107,6 +110,32 @@ static uint64_t look_at_holder(struct corral_agent_observer *o, uint32_t slot, u
     return bytes;
 }
 
+/* A tenant of a host device holds its ceiling under the agent's name; what is really there is its processes'. With several devices it is of no single one of them. */
+static void look_at_tenants(struct corral_agent_observer *o, uint64_t used[CORRAL_LEDGER_DEVICES_MAX],
+                            uint64_t now)
+{
+    struct corral_agent *a = o->agent;
+    pid_t root[CORRAL_JOB_PARTITIONS_MAX];
+    if (a->tenant_count == 0 || a->job->node[a->node].kind != CORRAL_DEVICE_HOST) {
+        return;
+    }
+    if (o->tenants_looked_ns == 0 || now - o->tenants_looked_ns >= TENANTS_NS) {
+        for (uint32_t i = 0; i < a->tenant_count; i++) {
+            root[i] = a->tenant[i].process.pid;
+        }
+        corral_children_resident(root, a->tenant_count, o->tenant_bytes);
+        o->tenants_looked_ns = now;
+    }
+    for (uint32_t i = 0; i < a->tenant_count; i++) {
+        const struct corral_agent_tenant *t = &a->tenant[i];
+        if (t->partition->device_count == 1 && t->holder[0] != CORRAL_LEDGER_NONE) {
+            uint64_t bytes = t->process.pid != 0 ? o->tenant_bytes[i] : 0;
+            corral_quota_set_holder_physical(a->quota, t->holder[0], bytes, now);
+            used[t->partition->device[0].slot] += bytes;
+        }
+    }
+}
+
 static void look_at_host(struct corral_agent_observer *o, uint64_t now)
 {
     uint64_t used[CORRAL_LEDGER_DEVICES_MAX] = {0};
@@ -120,6 +149,7 @@ static void look_at_host(struct corral_agent_observer *o, uint64_t now)
             used[holder->device] += look_at_holder(o, i, now);
         }
     }
+    look_at_tenants(o, used, now);
     for (uint32_t d = 0; d < o->ledger->device_count; d++) {
         if (!is_gpu(&o->ledger->device[d])) { /* a slice of the host's memory has no strangers */
             o->device_used[d] = used[d];

@@ -14,4 +14,7 @@ uint32_t corral_children_kill(corral_children_keep_fn keep, void *ctx);
 /* Reap the others that have ended; never waits. */
 void corral_children_reap(corral_children_keep_fn keep, void *ctx);
 
+/* What the process `root[i]` and everything below it holds resident, for each of them; pages that several share count for each. 0: it has gone. One look through /proc. */
+void corral_children_resident(const pid_t *root, uint32_t roots, uint64_t *bytes);
+
 #endif

@@ -1,6 +1,8 @@
 #include "orchestrator/agent/tenant_main.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "orchestrator/agent/children.h"
+#include "orchestrator/agent/tenant_log.h"
 #include "orchestrator/process.h"
 #include <errno.h>
 #include <signal.h>
@@ -12,6 +14,8 @@
 #define KILL_ROUND_MS 20 /* between two looks at who is still there */
 #define KILL_DEADLINE_MS \
     2000 /* a process that cannot be killed (stuck in the kernel) is left to the agent's groups */
+
+#define LOG_LOOK_NS CORRAL_NS_PER_S
 
 static bool reap_one(pid_t program, int *code, bool *ended)
 {
@@ -51,13 +55,20 @@ static void kill_everybody(pid_t program, int *code, const sigset_t *signals)
 static void watch(pid_t program, int *code, const sigset_t *signals)
 {
     uint64_t kill_at_ns = 0;
-    bool ended = false;
+    bool ended = false, turns = true;
     while (!ended) {
         uint64_t now = corral_now_ns(&corral_clock_monotonic);
         if (kill_at_ns != 0 && now >= kill_at_ns) {
             return;
         }
-        uint64_t left = kill_at_ns != 0 ? kill_at_ns - now : 3600 * CORRAL_NS_PER_S;
+        struct corral_error err;
+        /* One that cannot be moved away is told of once: the line is in it. */
+        if (turns &&
+            corral_tenant_log_turn(STDOUT_FILENO, CORRAL_TENANT_LOG_BYTES_MAX, NULL, &err) != CORRAL_OK) {
+            corral_log_warn("the tenant's log grows without limit", LOG_ERR(&err));
+            turns = false;
+        }
+        uint64_t left = kill_at_ns != 0 ? CORRAL_MIN(kill_at_ns - now, LOG_LOOK_NS) : LOG_LOOK_NS;
         const struct timespec wait = {.tv_sec = (time_t)(left / CORRAL_NS_PER_S),
                                       .tv_nsec = (long)(left % CORRAL_NS_PER_S)};
         int signo = sigtimedwait(signals, NULL, &wait);

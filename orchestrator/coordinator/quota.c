@@ -11,6 +11,7 @@
 #define CLIENT_NS (5 * CORRAL_NS_PER_S)  /* from its hello to its question, and for nodes to answer one */
 #define ANSWER_NS (10 * CORRAL_NS_PER_S) /* for a node's word beyond the wait that was asked for */
 #define WAIT_MS_MAX UINT64_C(3600000)
+#define LOOK_NS (250 * CORRAL_NS_PER_MS) /* whether a client that waits is still there */
 _Static_assert(CORRAL_JOB_NODES_MAX <= 32, "a bit per node");
 
 enum client_state {
@@ -35,13 +36,14 @@ struct change {
  *   showing     every node has answered    over: quota_end
  *   preparing   every node is prepared     committing
  *   preparing   one refused, or is late    aborting
+ *   preparing   the client has gone        aborting
  *   committing  every node is done         over: quota_end ok
  *   aborting    every node is done         over: quota_end with the reason
  */
 struct client {
     enum client_state state;
     struct corral_bus_peer *peer; /* NULL when it has gone: a change goes on without it */
-    uint64_t request, deadline_ns;
+    uint64_t request, deadline_ns, looked_ns;
     uint32_t owing; /* nodes that have not answered, a bit each */
     uint32_t change_count;
     struct change change[CORRAL_JOB_PARTITIONS_MAX];
@@ -305,6 +307,8 @@ static enum corral_status on_set(struct corral_coordinator *c, struct client *k,
     k->request = ++c->quota->requests;
     k->reason[0] = '\0';
     k->deadline_ns = corral_coordinator_now() + wait_ms * CORRAL_NS_PER_MS + ANSWER_NS;
+    corral_log_info("a change of quotas begins", LOG_STR("client", corral_bus_peer_hello(k->peer)->name),
+                    LOG_U64("wait_ms", wait_ms));
     send_prepare(c, k, wait_ms);
     return CORRAL_OK;
 }
@@ -456,11 +460,39 @@ enum corral_status corral_quota_node_message(struct corral_coordinator *c, uint3
     return CORRAL_OK;
 }
 
+/* A client that was killed would keep everybody else from changing anything until its wait is over. Sending finds out; those that live ignore what they do not wait for. */
+static bool client_is_gone(struct corral_coordinator *c, struct client *k, uint64_t now)
+{
+    if (k->state != CLIENT_PREPARING || !k->peer || now - k->looked_ns < LOOK_NS) {
+        return false;
+    }
+    k->looked_ns = now;
+    corral_mpack_map(c->out, 1);
+    corral_mpack_kv_str(c->out, "type", "quota_wait");
+    bool gone = corral_bus_server_send(c->bus, k->peer, c->out, NULL) == CORRAL_PEER;
+    corral_mpack_writer_reset(c->out);
+    return gone;
+}
+
+static void abandon(struct corral_coordinator *c, struct client *k)
+{
+    corral_log_info("who asked for a change of quotas has gone; it is put back");
+    snprintf(k->reason, sizeof k->reason, "who asked for it has gone");
+    corral_bus_server_drop(c->bus, k->peer);
+    k->peer = NULL;
+    k->owing = 0;
+    advance(c, k);
+}
+
 void corral_quota_tick(struct corral_coordinator *c)
 {
     uint64_t now = corral_coordinator_now();
     for (uint32_t i = 0; i < CLIENTS_MAX; i++) {
         struct client *k = &c->quota->client[i];
+        if (client_is_gone(c, k, now)) {
+            abandon(c, k);
+            continue;
+        }
         if (k->state == CLIENT_FREE || now < k->deadline_ns) {
             continue;
         }

@@ -28,8 +28,26 @@ bool corral_cuda_is_charged(const struct corral_quota_charge *charge)
     return charge->holder != CORRAL_LEDGER_NONE;
 }
 
+bool corral_cuda_initialised(void)
+{
+    int count;
+    return REAL(cuDeviceGetCount)(&count) != CUDA_ERROR_NOT_INITIALIZED;
+}
+
+CUresult corral_cuda_refusal(CUdevice device)
+{
+    int count = 0;
+    CUresult r = REAL(cuDeviceGetCount)(&count);
+    return r == CUDA_ERROR_NOT_INITIALIZED                        ? r
+           : r == CUDA_SUCCESS && (device < 0 || device >= count) ? CUDA_ERROR_INVALID_DEVICE
+                                                                  : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 static void log_closed(const char *api, uint64_t bytes, CUdevice device)
 {
+    if (!corral_cuda_initialised()) {
+        return; /* nothing was asked of the ledger */
+    }
     corral_cuda_log("denied", "api=%s size=%llu device=%d reason=\"no ledger\"", api,
                     (unsigned long long)bytes, device);
 }

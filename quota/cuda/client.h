@@ -12,6 +12,8 @@
     X(cuInit, "cuInit", 2000)                                                \
     X(cuGetErrorName, "cuGetErrorName", 6000)                                \
     X(cuDeviceGetCount, "cuDeviceGetCount", 2000)                            \
+    X(cuDeviceGetUuid, "cuDeviceGetUuid", 9020)                              \
+    X(cuDeviceGetAttribute, "cuDeviceGetAttribute", 2000)                    \
     X(cuDeviceTotalMem_v2, "cuDeviceTotalMem", 3020)                         \
     X(cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain", 7000)            \
     X(cuDevicePrimaryCtxRelease_v2, "cuDevicePrimaryCtxRelease", 11000)      \

@@ -51,6 +51,10 @@ bool corral_cuda_take(CUdevice device, uint64_t bytes, enum corral_ledger_kind k
                       struct corral_quota_charge *charge);
 /* Room for `bytes` may come from what this process's pools no longer need. */
 void corral_cuda_relieve(CUdevice device, uint64_t bytes);
+/* What a function that was told a device answers when it may not: CUDA_ERROR_OUT_OF_MEMORY; or what the driver would have said before it thought of memory, of a driver that has not been initialised and of a
+ * device that there is not. */
+CUresult corral_cuda_refusal(CUdevice device);
+bool corral_cuda_initialised(void);
 
 /* ---- object.c: memory with several references: VMM allocations, multicast objects, external memory ---- */
 struct corral_cuda_object {

@@ -276,13 +276,20 @@ static void calls_without_a_device_are_the_drivers_errors(void)
     size_t free_bytes, total, pitch;
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .location = {CU_MEM_LOCATION_TYPE_DEVICE, 7}};
+    unsigned before = family_denials();
     EXPECT(CU(cuMemAlloc_v2)(&p, MIB) == CUDA_ERROR_NOT_INITIALIZED);
+    EXPECT(CU(cuCtxCreate_v2)(&context, 0, 0) == CUDA_ERROR_NOT_INITIALIZED);
+    EXPECT(CU(cuDevicePrimaryCtxRetain)(&context, 0) == CUDA_ERROR_NOT_INITIALIZED);
+    EXPECT(CU(cuMemCreate)(&handle, PAGE, &prop, 0) == CUDA_ERROR_NOT_INITIALIZED);
+    EXPECT(family_denials() == before); /* nobody was denied anything */
     EXPECT(CU(cuInit)(0) == CUDA_SUCCESS);
     EXPECT(CU(cuMemAlloc_v2)(&p, MIB) == CUDA_ERROR_INVALID_CONTEXT);
     EXPECT(CU(cuMemAllocPitch_v2)(&p, &pitch, 64, 64, 4) == CUDA_ERROR_INVALID_CONTEXT);
     EXPECT(CU(cuMemAllocManaged)(&p, MIB, CU_MEM_ATTACH_GLOBAL) == CUDA_ERROR_INVALID_CONTEXT);
     EXPECT(CU(cuMemAllocAsync)(&p, MIB, NULL) == CUDA_ERROR_INVALID_CONTEXT);
     EXPECT(CU(cuMemGetInfo_v2)(&free_bytes, &total) == CUDA_ERROR_INVALID_CONTEXT);
+    EXPECT(CU(cuCtxCreate_v2)(&context, 0, 7) == CUDA_ERROR_INVALID_DEVICE);
+    EXPECT(CU(cuDevicePrimaryCtxRetain)(&context, -1) == CUDA_ERROR_INVALID_DEVICE);
     /* Whatever number a device has, it is the ledger's that is looked up, or none. */
     static const int wrong[] = {7, 63, 64, 100000, -1, -2147483647};
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {

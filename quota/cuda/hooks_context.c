@@ -18,7 +18,8 @@ static void let_go(const struct corral_cuda_record *record)
     }
 }
 
-static void context_gone(uint64_t context)
+/* `epoch` ended before the driver's call: what other threads have put since is a later context's, which may have the same name. */
+static void context_gone(uint64_t context, uint64_t epoch)
 {
     static const enum corral_cuda_space spaces[] = {
         CORRAL_CUDA_POINTER, CORRAL_CUDA_ARRAY,    CORRAL_CUDA_MIPMAP, CORRAL_CUDA_IPC,
@@ -26,7 +27,7 @@ static void context_gone(uint64_t context)
     struct corral_cuda_record record;
     for (size_t i = 0; context != 0 && i < CORRAL_COUNT_OF(spaces); i++) {
         uint32_t cursor = 0;
-        while (corral_cuda_table_take_tied(spaces[i], context, &cursor, &record)) {
+        while (corral_cuda_table_take_tied(spaces[i], context, epoch, &cursor, &record)) {
             let_go(&record);
         }
     }
@@ -55,7 +56,7 @@ static CUresult undo_context(const struct corral_cuda_overhead *overhead, const 
 #define MAKE_CONTEXT(name, device, out, call)                                                  \
     struct corral_cuda_overhead overhead;                                                      \
     if (!corral_cuda_overhead_begin(&overhead, device, CORRAL_CUDA_OVERHEAD_CONTEXT, #name)) { \
-        return CUDA_ERROR_OUT_OF_MEMORY;                                                       \
+        return corral_cuda_refusal(device);                                                    \
     }                                                                                          \
     CUresult result = call;                                                                    \
     if (result == CUDA_SUCCESS) {                                                              \
@@ -107,9 +108,10 @@ static CUresult destroy_context(CUcontext context, cuCtxDestroy_v2_fn driver, co
     uint64_t name = (uint64_t)(uintptr_t)context;
     bool known = corral_cuda_table_take(CORRAL_CUDA_CONTEXT, name, &record);
     begin_release(&overhead, record.device, api);
+    const uint64_t epoch = corral_cuda_table_end_epoch();
     CUresult result = driver(context);
     if (result == CUDA_SUCCESS) {
-        context_gone(name);
+        context_gone(name, epoch);
     } else if (known) {
         corral_cuda_put_back(&record);
     }
@@ -147,7 +149,7 @@ CORRAL_CUDA_DEFINE(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device
     bool first = !primary_active(device);
     if (first && !corral_cuda_overhead_begin(&overhead, device, CORRAL_CUDA_OVERHEAD_CONTEXT,
                                              "cuDevicePrimaryCtxRetain")) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return corral_cuda_refusal(device);
     }
     CUresult result = REAL(cuDevicePrimaryCtxRetain)(context, device);
     if (result == CUDA_SUCCESS) {
@@ -167,11 +169,12 @@ static CUresult release_primary(CUdevice device, cuDevicePrimaryCtxRelease_fn dr
     struct corral_cuda_overhead overhead;
     bool was_active = primary_active(device);
     begin_release(&overhead, device, api);
+    const uint64_t epoch = corral_cuda_table_end_epoch();
     CUresult result = driver(device);
     bool gone =
         result == CUDA_SUCCESS && was_active && device < CORRAL_CUDA_DEVICES_MAX && !primary_active(device);
     if (gone) {
-        context_gone(primary[device]);
+        context_gone(primary[device], epoch);
         corral_cuda_pools_refresh(device, false);
     }
     corral_cuda_overhead_end(&overhead, gone);
@@ -193,9 +196,10 @@ static CUresult reset_primary(CUdevice device, cuDevicePrimaryCtxReset_fn driver
 {
     struct corral_cuda_overhead overhead;
     begin_release(&overhead, device, api);
+    const uint64_t epoch = corral_cuda_table_end_epoch();
     CUresult result = driver(device);
     if (result == CUDA_SUCCESS && device >= 0 && device < CORRAL_CUDA_DEVICES_MAX) {
-        context_gone(primary[device]);
+        context_gone(primary[device], epoch);
         corral_cuda_pools_refresh(device, false);
     }
     corral_cuda_overhead_end(&overhead, result == CUDA_SUCCESS);
@@ -220,7 +224,7 @@ CORRAL_CUDA_DEFINE(cuGreenCtxCreate, CUgreenCtx *green, CUdevResourceDesc resour
     enum corral_cuda_overhead_of of =
         primary_active(device) ? CORRAL_CUDA_OVERHEAD_OTHER : CORRAL_CUDA_OVERHEAD_CONTEXT;
     if (!corral_cuda_overhead_begin(&overhead, device, of, "cuGreenCtxCreate")) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return corral_cuda_refusal(device);
     }
     CUresult result = REAL(cuGreenCtxCreate)(green, resources, device, flags);
     if (result == CUDA_SUCCESS) {
@@ -248,11 +252,12 @@ CORRAL_CUDA_DEFINE(cuGreenCtxDestroy, CUgreenCtx green)
     bool known = corral_cuda_table_take(CORRAL_CUDA_CONTEXT, (uint64_t)(uintptr_t)green, &record);
     bool was_active = known && primary_active(record.device);
     begin_release(&overhead, record.device, "cuGreenCtxDestroy");
+    const uint64_t epoch = corral_cuda_table_end_epoch();
     CUresult result = REAL(cuGreenCtxDestroy)(green);
     if (known && result != CUDA_SUCCESS) {
         corral_cuda_put_back(&record);
     } else if (was_active && record.device < CORRAL_CUDA_DEVICES_MAX && !primary_active(record.device)) {
-        context_gone(primary[record.device]);
+        context_gone(primary[record.device], epoch);
     }
     corral_cuda_overhead_end(&overhead, result == CUDA_SUCCESS);
     return result;

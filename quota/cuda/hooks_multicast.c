@@ -112,7 +112,8 @@ void corral_cuda_bindings_gone(uint64_t tie)
 {
     struct corral_cuda_record record;
     uint32_t cursor = 0;
-    while (any_binding && corral_cuda_table_take_tied(CORRAL_CUDA_BINDING, tie, &cursor, &record)) {
+    while (any_binding &&
+           corral_cuda_table_take_tied(CORRAL_CUDA_BINDING, tie, UINT64_MAX, &cursor, &record)) {
         corral_cuda_object_drop(corral_cuda_object_of(&record), CORRAL_CUDA_BINDING);
     }
 }

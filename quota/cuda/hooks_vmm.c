@@ -33,7 +33,7 @@ CORRAL_CUDA_DEFINE(cuMemCreate, CUmemGenericAllocationHandle *handle, size_t byt
     }
     if (is_device(prop) &&
         !corral_cuda_reserve(prop->location.id, bytes, CORRAL_KIND_VMM, "cuMemCreate", &charge)) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return corral_cuda_refusal(prop->location.id);
     }
     CUresult result = REAL(cuMemCreate)(handle, bytes, prop, flags);
     if (result != CUDA_SUCCESS) {

@@ -116,7 +116,9 @@ static bool start(struct corral_cuda_overhead *o, CUdevice device, const char *a
     }
     if (device < 0 || device >= CORRAL_CUDA_DEVICES_MAX || corral_cuda_mode() != CORRAL_CUDA_FENCED ||
         !corral_cuda_holder(device, &holder)) {
-        corral_cuda_log("denied", "api=%s device=%d reason=\"no ledger\"", api, device);
+        if (corral_cuda_initialised()) {
+            corral_cuda_log("denied", "api=%s device=%d reason=\"no ledger\"", api, device);
+        }
         return false;
     }
     bool ok = begin(o, holder);

@@ -105,16 +105,27 @@ static bool same_file(pid_t pid, int their_fd, int fd)
                    (unsigned long)their_fd) == 0;
 }
 
-/* Exports by descriptor that nobody has imported yet are compared with ours, file by file. */
+/* Exports by descriptor are compared with ours, file by file. The table is read without its lock, so a key may be of two exports, or of one that ends now: it is only a hint. The import finds it under the lock
+ * or not at all; and as the exporter may have used its descriptor's number again since the comparison, that is made once more when the share is held. */
 static bool find_file(CUdevice device, int fd, uint32_t *share)
 {
     const struct corral_ledger *l = corral_quota_ledger(corral_cuda_quota());
     uint32_t high = CORRAL_MIN(l->share_high, (uint32_t)CORRAL_LEDGER_SHARES_MAX);
     for (uint32_t i = 0; i < high; i++) {
-        uint64_t key[2] = {l->share[i].key[0], l->share[i].key[1]};
-        if (l->share[i].allocation != 0 && key[0] >> 32 == KEY_FILE >> 32 && key[1] <= INT32_MAX &&
-            same_file((pid_t)(uint32_t)key[0], (int)key[1], fd)) {
-            return corral_cuda_import_key(device, key, share);
+        const struct corral_ledger_share *s = &l->share[i];
+        uint64_t key[2] = {__atomic_load_n(&s->key[0], __ATOMIC_RELAXED),
+                           __atomic_load_n(&s->key[1], __ATOMIC_RELAXED)};
+        if (__atomic_load_n(&s->allocation, __ATOMIC_RELAXED) != 0 && key[0] >> 32 == KEY_FILE >> 32 &&
+            key[1] <= INT32_MAX && same_file((pid_t)(uint32_t)key[0], (int)key[1], fd)) {
+            uint32_t found;
+            if (!corral_cuda_import_key(device, key, &found)) {
+                continue;
+            }
+            if (same_file((pid_t)(uint32_t)key[0], (int)key[1], fd)) {
+                *share = found;
+                return true;
+            }
+            corral_quota_drop_share(corral_cuda_quota(), found);
         }
     }
     return false;

@@ -1,5 +1,6 @@
 #include "quota/cuda/table.h"
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -16,6 +17,8 @@ struct shard {
 static struct shard shards[SHARDS] = {
     [0 ... SHARDS - 1] = {.lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP},
 };
+
+static _Atomic uint64_t epoch_now; /* read at each put, written when a context goes */
 
 static uint64_t hash_name(uint32_t space, uint64_t name)
 {
@@ -108,6 +111,8 @@ bool corral_cuda_table_put(const struct corral_cuda_record *record, struct corra
     }
     s->slot[at] = *record;
     s->slot[at].space = space;
+    /* Pairs with corral_cuda_table_end_epoch(). What was allocated after the driver had given a handle back comes after that in any order: the driver has synchronised both. */
+    s->slot[at].epoch = atomic_load_explicit(&epoch_now, memory_order_acquire);
     pthread_mutex_unlock(&s->lock);
     return true;
 }
@@ -142,10 +147,16 @@ bool corral_cuda_table_get(uint32_t space, uint64_t name, struct corral_cuda_rec
     return look(space, name, false, out);
 }
 
-static bool take_tied_in(struct shard *s, uint32_t space, uint64_t tie, struct corral_cuda_record *out)
+uint64_t corral_cuda_table_end_epoch(void)
+{
+    return atomic_fetch_add_explicit(&epoch_now, 1, memory_order_acq_rel);
+}
+
+static bool take_tied_in(struct shard *s, uint32_t space, uint64_t tie, uint64_t epoch,
+                         struct corral_cuda_record *out)
 {
     for (uint32_t i = 0; i < s->slots; i++) {
-        if (s->slot[i].space == space + 1 && s->slot[i].tie == tie) {
+        if (s->slot[i].space == space + 1 && s->slot[i].tie == tie && s->slot[i].epoch <= epoch) {
             copy_out(out, &s->slot[i]);
             remove_at(s, i);
             return true;
@@ -154,13 +165,13 @@ static bool take_tied_in(struct shard *s, uint32_t space, uint64_t tie, struct c
     return false;
 }
 
-bool corral_cuda_table_take_tied(uint32_t space, uint64_t tie, uint32_t *cursor,
+bool corral_cuda_table_take_tied(uint32_t space, uint64_t tie, uint64_t epoch, uint32_t *cursor,
                                  struct corral_cuda_record *out)
 {
     for (; *cursor < SHARDS; (*cursor)++) {
         struct shard *s = &shards[*cursor];
         pthread_mutex_lock(&s->lock);
-        bool found = take_tied_in(s, space, tie, out);
+        bool found = take_tied_in(s, space, tie, epoch, out);
         pthread_mutex_unlock(&s->lock);
         if (found) {
             return true;

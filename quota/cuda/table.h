@@ -13,8 +13,9 @@ struct corral_cuda_record {
     uint32_t space;
     int32_t device;
     struct corral_quota_charge charge;
-    uint64_t tie; /* what it goes with: the context that frees it, the resource it is a part of */
-    uint64_t aux; /* of the space */
+    uint64_t tie;   /* what it goes with: the context that frees it, the resource it is a part of */
+    uint64_t aux;   /* of the space */
+    uint64_t epoch; /* of the table: set by put */
 };
 
 /* Replaces a record of the same name: *old is what was there and *had tells. False: no memory for a bigger table, nothing is kept. */
@@ -23,8 +24,11 @@ bool corral_cuda_table_put(const struct corral_cuda_record *record, struct corra
 bool corral_cuda_table_take(uint32_t space, uint64_t name,
                             struct corral_cuda_record *out); /* and removes it */
 bool corral_cuda_table_get(uint32_t space, uint64_t name, struct corral_cuda_record *out);
-/* Removes one record of the space with that tie; called until false, with *cursor 0 at first. Records put meanwhile may be missed. */
-bool corral_cuda_table_take_tied(uint32_t space, uint64_t tie, uint32_t *cursor,
+/* Ends an epoch of the table and returns its number. A handle that the driver has given back may be another's at once: whoever goes through what was tied to it ends the epoch before the
+ * driver's call, and leaves what was put later. */
+uint64_t corral_cuda_table_end_epoch(void);
+/* Removes one record of the space with that tie, of this epoch or an earlier one (UINT64_MAX: of any); called until false, with *cursor 0 at first. Records put meanwhile may be missed. */
+bool corral_cuda_table_take_tied(uint32_t space, uint64_t tie, uint64_t epoch, uint32_t *cursor,
                                  struct corral_cuda_record *out);
 uint64_t corral_cuda_table_count(void);
 /* For a forked child, before anything else. */

@@ -86,12 +86,34 @@ static void takes_all_that_are_tied(void **state)
         assert_true(corral_cuda_table_put(&r, &old, &had));
     }
     uint32_t cursor = 0, count = 0;
-    while (corral_cuda_table_take_tied(0, 1, &cursor, &out)) {
+    while (corral_cuda_table_take_tied(0, 1, UINT64_MAX, &cursor, &out)) {
         assert_int_equal(out.tie, 1);
         count++;
     }
     assert_int_equal(count, 1667);
     assert_int_equal(corral_cuda_table_count(), 5000 - 1667);
+}
+
+/* A context that is made where one was a moment ago has its address, and its memory is not the old one's. */
+static void leaves_what_was_put_after_the_epoch_ended(void **state)
+{
+    (void)state;
+    struct corral_cuda_record out, old;
+    bool had;
+    corral_cuda_table_forget_all();
+    struct corral_cuda_record before = record(0, 512, 7), after = record(0, 1024, 7);
+    assert_true(corral_cuda_table_put(&before, &old, &had));
+    uint64_t epoch = corral_cuda_table_end_epoch();
+    assert_true(corral_cuda_table_put(&after, &old, &had));
+    uint32_t cursor = 0;
+    assert_true(corral_cuda_table_take_tied(0, 7, epoch, &cursor, &out));
+    assert_int_equal(out.name, 512);
+    assert_false(corral_cuda_table_take_tied(0, 7, epoch, &cursor, &out));
+    assert_true(corral_cuda_table_get(0, 1024, &out));
+    epoch = corral_cuda_table_end_epoch();
+    cursor = 0;
+    assert_true(corral_cuda_table_take_tied(0, 7, epoch, &cursor, &out));
+    assert_int_equal(corral_cuda_table_count(), 0);
 }
 
 static void *churn(void *argument)
@@ -133,6 +155,7 @@ int main(void)
         cmocka_unit_test_setup(replacing_gives_back_what_was_there, clean),
         cmocka_unit_test_setup(finds_everything_that_is_in_and_nothing_else, clean),
         cmocka_unit_test_setup(takes_all_that_are_tied, clean),
+        cmocka_unit_test_setup(leaves_what_was_put_after_the_epoch_ended, clean),
         cmocka_unit_test_setup(threads_do_not_lose_records, clean),
     };
     return cmocka_run_group_tests(tests, NULL, clean);

@@ -4,6 +4,8 @@
 #include "quota/fences/internal.h"
 #include "quota/shared.h"
 #include "tests/check.h"
+
+#include "quota/fences/test_canary.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -138,6 +140,40 @@ static void device_memory_goes_to_the_gpu_s_region(void **state)
     assert_true(cgroup_set_dmem(&t, "g", uuid, 1000 * FENCE_MIB, why));
     is_file("tree/g/dmem.max", "nvidia/gpu-01234567-89ab-cdef-0123-456789abcdef 1048576000");
     cgroup_tree_close(&t);
+}
+
+/* The stand-in's groups hold nobody; what a driver that keeps to its limit would do, the fake one does when it is told the limit. */
+static void device_memory_is_tried_by_a_process_in_the_group(void **state)
+{
+    (void)state;
+    struct cgroup_host h;
+    struct cgroup_tree t;
+    char why[FENCE_WHY_BYTES] = "", uuid[64], state_file[] = "/tmp/corral-cgroup-gpus-XXXXXX", text[160];
+    int fd = mkstemp(state_file);
+    assert_true(fd >= 0);
+    close(fd);
+    fake_host(&h, "memory dmem\n");
+    cgroup_tree_open(&t, &h, "tree", &fake_ops);
+    test_fake_gpu(state_file);
+    test_gpu_uuid(uuid);
+    assert_int_equal(cgroup_try_dmem(&t, "", why), CORRAL_FENCE_ABSENT);
+    assert_non_null(strstr(why, "dmem.capacity"));
+    put(fake, "dmem.capacity", "drm/other 8514437120\n");
+    assert_int_equal(cgroup_try_dmem(&t, "", why), CORRAL_FENCE_ABSENT);
+    assert_non_null(strstr(why, "no region"));
+    fence_text(text, sizeof text, "nvidia/%s 1073741824\n", uuid);
+    put(fake, "dmem.capacity", text);
+    assert_int_equal(cgroup_try_dmem(&t, uuid, why), CORRAL_FENCE_FAILED);
+    assert_non_null(strstr(why, "not enforced"));
+    setenv("CORRAL_FAKECUDA_LIMIT", "530000000",
+           1); /* a little above half of what is free beside a context */
+    assert_int_equal(cgroup_try_dmem(&t, uuid, why), CORRAL_FENCE_LIVE);
+    unsetenv("CORRAL_FAKECUDA_LIMIT");
+    assert_int_equal(cgroup_populated(fake), 0);
+    test_no_gpu();
+    assert_int_equal(cgroup_try_dmem(&t, uuid, why), CORRAL_FENCE_ABSENT);
+    cgroup_tree_close(&t);
+    unlink(state_file);
 }
 
 static void what_cannot_be_had_says_what_to_do(void **state)
@@ -355,11 +391,16 @@ static void removal_kills_what_is_left(void **state)
     assert_int_equal(access(base, F_OK), -1);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    int code;
+    if (test_canary(argc, argv, &code)) {
+        return code;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(version_2_gets_its_limits),
         cmocka_unit_test(device_memory_goes_to_the_gpu_s_region),
+        cmocka_unit_test(device_memory_is_tried_by_a_process_in_the_group),
         cmocka_unit_test(what_cannot_be_had_says_what_to_do),
         cmocka_unit_test(a_limit_that_does_not_read_back_is_no_limit),
         cmocka_unit_test(a_tree_s_name_names_its_owner),

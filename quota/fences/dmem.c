@@ -126,18 +126,52 @@ bool cgroup_set_dmem(const struct cgroup_tree *t, const char *group, const char 
     return set_region(side, group, region, bytes, why);
 }
 
-bool cgroup_try_dmem(const struct cgroup_tree *t, const char *group, char why[FENCE_WHY_BYTES])
+#define TRIED_GROUP "dmem"
+
+static bool try_in_group(const struct cgroup_tree *t, const char *gpu_uuid,
+                         const struct corral_cuda_limit_result *control, bool *set, char why[FENCE_WHY_BYTES])
 {
-    const struct cgroup_side *side = &t->side[CGROUP_DMEM];
-    char region[256];
-    uint64_t bytes = 0;
-    CORRAL_AUTO_FREE char *capacity = read_capacity(side, why);
+    char device[128];
+    struct corral_cuda_limit_result found;
+    uint64_t limit;
+    int enter[4];
+    if (!fence_canary_plan(control, &limit, why) || !cgroup_set_dmem(t, TRIED_GROUP, gpu_uuid, limit, why)) {
+        return false;
+    }
+    *set = true;
+    fence_text(device, sizeof device, "CUDA_VISIBLE_DEVICES=%s", gpu_uuid);
+    const char *const env[] = {"CUDA_DEVICE_ORDER=PCI_BUS_ID", device};
+    struct fence_canary_spec spec = {.env = env, .env_count = CORRAL_COUNT_OF(env), .enter = enter};
+    spec.enter_count = cgroup_enter_fds(t, TRIED_GROUP, enter);
+    fence_canary_sizes(limit, &spec);
+    bool held = fence_canary_run(&spec, &found, why) && fence_canary_judge(&found, limit, why);
+    while (spec.enter_count > 0) {
+        close(enter[--spec.enter_count]);
+    }
+    return held;
+}
+
+enum corral_fence_state cgroup_try_dmem(const struct cgroup_tree *t, const char *gpu_uuid,
+                                        char why[FENCE_WHY_BYTES])
+{
+    struct corral_cuda_limit_result control;
+    char device[128], text[FENCE_WHY_BYTES];
+    bool set = false;
+    CORRAL_AUTO_FREE char *capacity = read_capacity(&t->side[CGROUP_DMEM], why);
     if (!capacity) {
-        return false;
+        return CORRAL_FENCE_ABSENT;
     }
-    if (sscanf(capacity, "%255s %" SCNu64, region, &bytes) != 2) {
-        fence_text(why, FENCE_WHY_BYTES, "dmem.capacity names no region");
-        return false;
+    fence_text(device, sizeof device, "CUDA_VISIBLE_DEVICES=%s", gpu_uuid);
+    const char *const env[] = {"CUDA_DEVICE_ORDER=PCI_BUS_ID", device};
+    const struct fence_canary_spec spec = {.env = env, .env_count = gpu_uuid[0] ? 2 : 1};
+    if (!fence_canary_run(&spec, &control, why) || !cgroup_group_make(t, TRIED_GROUP, why)) {
+        return CORRAL_FENCE_ABSENT;
     }
-    return set_region(side, group, region, bytes / 2, why);
+    bool held = try_in_group(t, control.uuid, &control, &set, why);
+    cgroup_group_remove(t, TRIED_GROUP);
+    if (set && !held) {
+        fence_text(text, sizeof text, "%s", why);
+        fence_text(why, FENCE_WHY_BYTES, "a limit was set and read back, but %.140s", text);
+    }
+    return held ? CORRAL_FENCE_LIVE : set ? CORRAL_FENCE_FAILED : CORRAL_FENCE_ABSENT;
 }

@@ -34,8 +34,12 @@ bool corral_fence_is_live(const struct corral_fence_report *r, const char *name)
 void corral_fence_report_set(struct corral_fence_report *r, const char *name, enum corral_fence_state state,
                              const char *detail);
 
-/* What this machine could have, each tried with a process of its own in a group of its own that is removed again: for `rlctl doctor` and before a launch. Takes well under a second.
- * All but "interposer", which takes a program started with it. */
+/* The program that answers to "canary --limit WITHIN OVER" with corral_cuda_limit_canary() (quota/cuda/canary_limit.h): "/proc/self/exe" for rlctl. Without it, "mps" and "dmem" are not tried and so
+ * not live. Set once, before there are threads; the string is kept. */
+void corral_fence_canary_is(const char *path);
+
+/* What this machine could have, each tried with a process of its own in a group of its own that is removed again: for `rlctl doctor` and before a launch. Takes well under a second, and
+ * with MPS or dmem as long as two processes need for their first context. All but "interposer", which takes a program started with it. */
 enum corral_status corral_fences_try(struct corral_fence_report *out, struct corral_error *err);
 
 /* Which cgroup controllers this process has, and of which version: "version 1: memory cpuset cpu; version 2: none". Returns out. */

@@ -45,8 +45,10 @@ struct corral_fences {
     struct cgroup_tree tree;
     struct fence_probe probe;       /* memory and cpuset, from the start */
     struct fence_probe share_probe; /* cpu, from the first group with a share */
-    bool share_probed, mps_asked;
+    bool share_probed, mps_asked, dmem_tried;
     struct fence_mps mps;
+    enum corral_fence_state dmem; /* once tried: what a process in a group of its own found */
+    char dmem_text[FENCE_WHY_BYTES];
     bool ledger_live;
     char ledger_text[FENCE_WHY_BYTES];
     struct group *group[GROUPS_MAX];
@@ -224,9 +226,10 @@ static void add_mps(struct corral_fences *f, struct group *g, uint32_t compute_p
     char text[FENCE_WHY_BYTES], limit[128], percent[16];
     if (!f->mps_asked) {
         f->mps_asked = true;
-        fence_mps_detect(&f->mps);
+        fence_mps_try(g->gpu_uuid, &f->mps);
     }
-    if (!f->mps.live) {
+    bool share = compute_percent > 0 && compute_percent < 100;
+    if (!f->mps.live || (share && !f->mps.shares)) {
         set_outcome(g, MPS, false, f->mps.why);
         return;
     }
@@ -240,7 +243,7 @@ static void add_mps(struct corral_fences *f, struct group *g, uint32_t compute_p
     g->env_count = 0;
     add_env(g, "CUDA_MPS_PIPE_DIRECTORY", f->mps.pipe);
     add_env(g, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", limit);
-    if (compute_percent > 0 && compute_percent < 100) {
+    if (share) {
         fence_text(percent, sizeof percent, "%u", compute_percent);
         add_env(g, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", percent);
     }
@@ -248,13 +251,20 @@ static void add_mps(struct corral_fences *f, struct group *g, uint32_t compute_p
     set_outcome(g, MPS, true, text);
 }
 
-static void add_dmem(const struct corral_fences *f, struct group *g)
+static void add_dmem(struct corral_fences *f, struct group *g)
 {
     char text[FENCE_WHY_BYTES], size[48];
     uint64_t limit = limit_of(g, g->bytes);
-    bool live = cgroup_set_dmem(&f->tree, g->name, g->gpu_uuid, limit, text);
+    if (!f->dmem_tried) {
+        f->dmem_tried = true;
+        f->dmem = cgroup_try_dmem(&f->tree, g->gpu_uuid, f->dmem_text);
+    }
+    bool live = f->dmem == CORRAL_FENCE_LIVE;
+    fence_text(text, sizeof text, "%s", f->dmem_text);
+    live = live && cgroup_set_dmem(&f->tree, g->name, g->gpu_uuid, limit, text);
     if (live) {
-        fence_text(text, sizeof text, "%s, set and read back", corral_format_bytes(limit, size, sizeof size));
+        fence_text(text, sizeof text, "%s; %.120s", corral_format_bytes(limit, size, sizeof size),
+                   f->dmem_text);
     }
     set_outcome(g, DMEM, live, text);
 }

@@ -3,6 +3,8 @@
 #include "quota/fences/internal.h"
 #include "quota/shared.h"
 #include "tests/check.h"
+
+#include "quota/fences/test_canary.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -297,15 +299,20 @@ static void a_live_mps_gets_both_limits(void **state)
                                            .bytes = 64 * FENCE_MIB,
                                            .processes = 2,
                                            .compute_percent = 40,
-                                           .overhead = 100 * FENCE_MIB,
-                                           .gpu_uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef"};
+                                           .overhead = 100 * FENCE_MIB};
     uint32_t group;
+    char state_file[128], limit[160];
     assert_non_null(mkdtemp(folder));
+    fence_text(state_file, sizeof state_file, "%s/gpus", folder);
+    test_fake_gpu(state_file);
+    test_gpu_uuid(spec.gpu_uuid);
     const char *before = getenv("PATH");
     char *old = strdup(before ? before : "/bin");
     fence_text(path, sizeof path, "%s:%s", folder, old);
     fence_text(program, sizeof program, "%s/nvidia-cuda-mps-control", folder);
     check_ok(corral_file_write_atomic(program, "#!/bin/sh\nread q\n", 17, 0755, false, &err));
+    fence_text(program, sizeof program, "%s/control", folder);
+    check_ok(corral_file_write_atomic(program, "", 0, 0644, false, &err));
     assert_int_equal(setenv("PATH", path, 1), 0);
     assert_int_equal(setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1), 0);
     check_ok(corral_fences_open(RUN, "a", &f, &err));
@@ -313,8 +320,8 @@ static void a_live_mps_gets_both_limits(void **state)
     corral_fences_entry(f, group, &entry);
     assert_int_equal(entry.env_count, 3);
     assert_string_equal(entry.env[0] + strlen("CUDA_MPS_PIPE_DIRECTORY="), folder);
-    assert_string_equal(entry.env[1],
-                        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=GPU-01234567-89ab-cdef-0123-456789abcdef=164M");
+    fence_text(limit, sizeof limit, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=%s=164M", spec.gpu_uuid);
+    assert_string_equal(entry.env[1], limit);
     assert_string_equal(entry.env[2], "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=40");
     corral_fences_report(f, &r);
     assert_true(corral_fence_is_live(&r, "mps"));
@@ -327,6 +334,22 @@ static void a_live_mps_gets_both_limits(void **state)
     corral_fences_report(f, &r);
     assert_int_equal(row(&r, "mps")->state, CORRAL_FENCE_ABSENT);
     corral_fences_close(f);
+    /* Somebody answers, and the driver holds nobody to a limit; or to a share, which matters where one is wanted. */
+    test_gpu_uuid(spec.gpu_uuid);
+    for (int share = 0; share < 2; share++) {
+        setenv("CORRAL_FAKECUDA_MPS", share ? "no-share" : "ignore", 1);
+        check_ok(corral_fences_open(RUN, "a", &f, &err));
+        check_ok(corral_fences_add(f, &spec, &group, &err));
+        corral_fences_entry(f, group, &entry);
+        assert_int_equal(entry.env_count, 0);
+        corral_fences_report(f, &r);
+        assert_false(corral_fence_is_live(&r, "mps"));
+        const char *detail = row(&r, "mps")->detail, *want = share ? "NOT enforced" : "not enforced";
+        assert_non_null(strstr(detail, want));
+        corral_fences_close(f);
+    }
+    unsetenv("CORRAL_FAKECUDA_MPS");
+    test_no_gpu();
     setenv("PATH", old, 1);
     free(old);
     unsetenv("CUDA_MPS_PIPE_DIRECTORY");
@@ -447,8 +470,12 @@ static void groups_of_a_live_agent_are_left_alone(void **state)
     corral_fences_close(f);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    int code;
+    if (test_canary(argc, argv, &code)) {
+        return code;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_report_reads_as_one_line),
         cmocka_unit_test(a_report_that_is_full_or_a_line_that_is_short_is_cut),

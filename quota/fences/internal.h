@@ -2,6 +2,7 @@
 #ifndef CORRAL_QUOTA_FENCES_INTERNAL_H
 #define CORRAL_QUOTA_FENCES_INTERNAL_H
 
+#include "quota/cuda/canary_limit.h"
 #include "quota/fences/fence.h"
 
 #define FENCE_WHY_BYTES 200
@@ -78,8 +79,9 @@ bool cgroup_set_cpu_share(const struct cgroup_tree *t, const char *group, uint64
                           uint64_t period_us, char why[FENCE_WHY_BYTES]);
 bool cgroup_set_dmem(const struct cgroup_tree *t, const char *group, const char *gpu_uuid, uint64_t bytes,
                      char why[FENCE_WHY_BYTES]);
-/* Set half of the first region's capacity and read it back. */
-bool cgroup_try_dmem(const struct cgroup_tree *t, const char *group, char why[FENCE_WHY_BYTES]);
+/* A canary process in a group of its own, below the tree: on the GPU, "": the first one. FAILED: a limit was set and read back, and the driver does not keep to it. */
+enum corral_fence_state cgroup_try_dmem(const struct cgroup_tree *t, const char *gpu_uuid,
+                                        char why[FENCE_WHY_BYTES]);
 /* What the group uses; UINT64_MAX: unknown. */
 uint64_t cgroup_memory_used(const struct cgroup_tree *t, const char *group);
 /* A counter of a keyed file ("oom_kill" of memory.events or memory.oom_control, "nr_throttled" of cpu.stat); 0 when it is not there. */
@@ -142,15 +144,43 @@ bool fence_try_ledger(char why[FENCE_WHY_BYTES]);
  * system calls: the parent may have threads. */
 int fence_child(int (*fn)(void *ctx), void *ctx);
 
+/* Forks, with the child dying if we do and its signals as they begin. 0 in the child; -1 and errno on failure. */
+pid_t fence_fork(int *pidfd);
+/* Waits for the end of a child; killed at the deadline. Its exit code, -signal, or INT_MIN: too late. */
+int fence_reap(pid_t pid, int pidfd, uint64_t deadline_ns);
+
+/* ---- canary.c: a process on a GPU under a limit that somebody else holds ---- */
+/* Everything it says until it closes its output or the time is over. False: time is over. */
+bool fence_read_answer(int fd, uint64_t deadline_ns, char *out, size_t out_bytes);
+struct fence_canary_spec {
+    const char *const *env; /* "KEY=VALUE" */
+    size_t env_count;
+    const int *enter; /* cgroup.procs files, as of cgroup_enter_fds() */
+    uint32_t enter_count;
+    uint64_t within, over; /* bytes; 0: not tried */
+};
+bool fence_canary_run(const struct fence_canary_spec *spec, struct corral_cuda_limit_result *out,
+                      char why[FENCE_WHY_BYTES]);
+/* From what a process without a limit found: a limit that would be crossed where there is memory beyond it. False: why. */
+bool fence_canary_plan(const struct corral_cuda_limit_result *control, uint64_t *limit,
+                       char why[FENCE_WHY_BYTES]);
+void fence_canary_sizes(uint64_t limit, struct fence_canary_spec *spec);
+bool fence_canary_judge(const struct corral_cuda_limit_result *r, uint64_t limit, char why[FENCE_WHY_BYTES]);
+
 /* ---- mps.c ---- */
 #define MPS_PIPE_BYTES 256
 struct fence_mps {
-    bool live;
+    bool answers; /* the control daemon does */
+    bool tried;   /* a process was started under its limits */
+    bool live;    /* and a process was held to its memory limit */
+    bool shares;  /* and to its thread percentage */
     char pipe[MPS_PIPE_BYTES];
-    char why[FENCE_WHY_BYTES]; /* live: what it said */
+    char why[FENCE_WHY_BYTES]; /* what was found */
 };
 /* Ask the control daemon of this user whether it lives. */
 void fence_mps_detect(struct fence_mps *out);
+/* The same, and try its limits on a GPU; "": the first one that there is. */
+void fence_mps_try(const char *gpu_uuid, struct fence_mps *out);
 /* "GPU-…=1234M", rounded up to whole MiB, and parsed back. False when the UUID or the size is not one. */
 bool fence_mps_limit(const char *uuid, uint64_t bytes, char *out, size_t out_bytes);
 bool fence_mps_parse_limit(const char *text, char uuid[64], uint64_t *bytes);

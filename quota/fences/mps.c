@@ -1,5 +1,6 @@
 /* NVIDIA's MPS as a second fence: a limit of pinned device memory and a thread percentage per process. Two traps are avoided here: a wrong pipe folder makes a process run
- * without MPS and without limits, silently, so the control daemon is really asked; and one bad entry in the limit's variable drops every limit, so the text is parsed back. */
+ * without MPS and without limits, silently, so the control daemon is really asked; and one bad entry in the limit's variable drops every limit, so the text is parsed back.
+ * That it answers says nothing of limits: a process is started under one and tries to cross it. */
 #include "base/clock.h"
 #include "quota/fences/internal.h"
 #include <ctype.h>
@@ -7,7 +8,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -75,29 +75,6 @@ bool fence_mps_limit(const char *uuid, uint64_t bytes, char *out, size_t out_byt
     }
     memcpy(out, text, strlen(text) + 1);
     return true;
-}
-
-/* Everything it says until it closes its output or the time is over. False: time is over. */
-static bool read_answer(int fd, uint64_t deadline, char *out, size_t out_bytes)
-{
-    size_t used = 0;
-    for (;;) {
-        uint64_t now = corral_now_ns(&corral_clock_monotonic);
-        struct pollfd poller = {.fd = fd, .events = POLLIN};
-        int ready = now >= deadline ? 0 : poll(&poller, 1, (int)((deadline - now) / CORRAL_NS_PER_MS) + 1);
-        if (ready < 0 && errno == EINTR) {
-            continue;
-        }
-        char rest[256];
-        bool room = used + 1 < out_bytes;
-        ssize_t got =
-            ready <= 0 ? -1 : read(fd, room ? out + used : rest, room ? out_bytes - 1 - used : sizeof rest);
-        if (got <= 0) {
-            out[used] = '\0';
-            return got == 0;
-        }
-        used += room ? (size_t)got : 0;
-    }
 }
 
 static void close_pair(int fd[2])
@@ -171,7 +148,7 @@ static void ask(struct fence_mps *m)
         return;
     }
     uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + CONTROL_WAIT_MS * CORRAL_NS_PER_MS;
-    bool whole = read_answer(answer, deadline, said, sizeof said);
+    bool whole = fence_read_answer(answer, deadline, said, sizeof said);
     close(answer);
     if (!whole) {
         kill(pid, SIGKILL);
@@ -186,7 +163,7 @@ static void ask(struct fence_mps *m)
                    "no MPS control daemon at %.60s%s%.80s; `" CONTROL_PROGRAM " -d` starts one", m->pipe,
                    said[0] ? ": " : "", said);
     } else {
-        m->live = true;
+        m->answers = true;
         fence_text(m->why, sizeof m->why, "control daemon at %.100s answers", m->pipe);
     }
 }
@@ -207,4 +184,60 @@ void fence_mps_detect(struct fence_mps *out)
         return;
     }
     ask(out);
+}
+
+/* ---- trying it ---- */
+
+#define TRIED_PERCENT 50
+
+/* The control: what a process under MPS and no limit finds. It also says which GPU it was. */
+static bool run_control(const struct fence_mps *m, const char *gpu_uuid, char *pipe, char *device,
+                        size_t text_bytes, struct corral_cuda_limit_result *out, char why[FENCE_WHY_BYTES])
+{
+    fence_text(pipe, text_bytes, "CUDA_MPS_PIPE_DIRECTORY=%s", m->pipe);
+    fence_text(device, text_bytes, "CUDA_VISIBLE_DEVICES=%s", gpu_uuid);
+    const char *const env[] = {pipe, "CUDA_DEVICE_ORDER=PCI_BUS_ID", device};
+    const struct fence_canary_spec spec = {.env = env, .env_count = gpu_uuid[0] ? 3 : 2};
+    return fence_canary_run(&spec, out, why);
+}
+
+void fence_mps_try(const char *gpu_uuid, struct fence_mps *m)
+{
+    char pipe[MPS_PIPE_BYTES + 64], device[MPS_PIPE_BYTES + 64], limit_env[160], limit_text[128], share[64],
+        why[FENCE_WHY_BYTES];
+    struct corral_cuda_limit_result control, found;
+    uint64_t limit;
+    fence_mps_detect(m);
+    if (!m->answers) {
+        return;
+    }
+    bool ran = run_control(m, gpu_uuid, pipe, device, sizeof pipe, &control, why) &&
+               fence_canary_plan(&control, &limit, why);
+    if (ran && !fence_mps_limit(control.uuid, limit, limit_text, sizeof limit_text)) {
+        ran = false;
+        fence_text(why, sizeof why, "not tried: `%.50s` is no GPU UUID", control.uuid);
+    }
+    if (ran) {
+        fence_text(limit_env, sizeof limit_env, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=%s", limit_text);
+        fence_text(share, sizeof share, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=%d", TRIED_PERCENT);
+        fence_text(device, sizeof device, "CUDA_VISIBLE_DEVICES=%s", control.uuid);
+        const char *const env[] = {pipe, "CUDA_DEVICE_ORDER=PCI_BUS_ID", device, limit_env, share};
+        struct fence_canary_spec spec = {.env = env, .env_count = CORRAL_COUNT_OF(env)};
+        fence_canary_sizes(limit, &spec);
+        ran = fence_canary_run(&spec, &found, why);
+    }
+    if (!ran) {
+        fence_text(m->why, sizeof m->why, "answers, but %.180s", why);
+        return;
+    }
+    m->tried = true;
+    m->live = fence_canary_judge(&found, limit, why);
+    m->shares = found.processors < control.processors;
+    if (m->live) {
+        fence_text(m->why, sizeof m->why, "%.90s; with %d %% it has %u of %u processors%s", why,
+                   TRIED_PERCENT, found.processors, control.processors,
+                   m->shares ? "" : ": shares are NOT enforced");
+    } else {
+        fence_text(m->why, sizeof m->why, "answers, but %.180s", why);
+    }
 }

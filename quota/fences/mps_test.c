@@ -2,6 +2,9 @@
 #include "base/file.h"
 #include "quota/fences/internal.h"
 #include "tests/check.h"
+
+#include "quota/fences/test_canary.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -48,7 +51,7 @@ static void detect(const char *pipe, struct fence_mps *m)
     unsetenv("CUDA_MPS_PIPE_DIRECTORY");
 }
 
-static void a_daemon_that_answers_is_live(void **state)
+static void a_daemon_that_answers_is_found(void **state)
 {
     (void)state;
     struct fence_mps m;
@@ -58,7 +61,8 @@ static void a_daemon_that_answers_is_live(void **state)
                "read q; [ \"$q\" = get_server_list ] && [ \"$CUDA_MPS_PIPE_DIRECTORY\" = %s ]", folder);
     control(want);
     detect(folder, &m);
-    assert_true(m.live);
+    assert_true(m.answers);
+    assert_false(m.live); /* nothing has been tried */
     assert_string_equal(m.pipe, folder);
 }
 
@@ -68,14 +72,14 @@ static void a_daemon_that_is_not_there_is_absent_with_the_reason(void **state)
     struct fence_mps m;
     control("echo 'Cannot find MPS control daemon process'; exit 0");
     detect(folder, &m);
-    assert_false(m.live);
+    assert_false(m.answers);
     assert_non_null(strstr(m.why, "no MPS control daemon"));
     control("echo broken >&2; exit 1");
     detect(folder, &m);
-    assert_false(m.live);
+    assert_false(m.answers || m.live);
     assert_non_null(strstr(m.why, "broken"));
     detect("/nonexistent/mps", &m);
-    assert_false(m.live);
+    assert_false(m.answers || m.live);
     assert_non_null(strstr(m.why, "/nonexistent/mps"));
 }
 
@@ -85,7 +89,7 @@ static void a_daemon_that_hangs_is_given_up(void **state)
     struct fence_mps m;
     control("exec sleep 600");
     detect(folder, &m);
-    assert_false(m.live);
+    assert_false(m.answers || m.live);
     assert_non_null(strstr(m.why, "does not answer"));
 }
 
@@ -130,12 +134,132 @@ static void entries_that_would_drop_every_limit_are_refused(void **state)
     assert_false(fence_mps_limit(UUID, FENCE_MIB, text, 20));
 }
 
-int main(void)
+/* ---- limits, on the fake driver, by this very program as the canary ---- */
+
+/* A control program that answers, with the file of its daemon, unless `daemon` is false. */
+static void try_with(const char *fake_mode, bool daemon, struct fence_mps *m)
 {
+    char path[256];
+    struct corral_error err;
+    fence_text(path, sizeof path, "%s/control", folder);
+    (void)unlink(path);
+    if (daemon) {
+        check_ok(corral_file_write_atomic(path, "", 0, 0644, false, &err));
+    }
+    control("read q");
+    setenv("LD_LIBRARY_PATH", FAKE_DRIVER, 1);
+    setenv("CORRAL_FAKECUDA_MPS", fake_mode, 1);
+    setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1);
+    corral_fence_canary_is("/proc/self/exe");
+    fence_mps_try("", m);
+    corral_fence_canary_is(NULL);
+    unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+    unsetenv("CORRAL_FAKECUDA_MPS");
+    unsetenv("LD_LIBRARY_PATH");
+}
+
+static void limits_that_are_enforced_are_live(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    setenv("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", "0=1M", 1); /* whoever runs it may have limits of their own */
+    try_with("", true, &m);
+    unsetenv("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT");
+    assert_string_equal(strstr(m.why, "denied more") ? "" : m.why, "");
+    assert_true(m.live && m.shares);
+    assert_non_null(strstr(m.why, "66 of 132"));
+}
+
+static void a_driver_that_ignores_its_limits_is_not_live(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    try_with("ignore", true, &m);
+    assert_true(m.answers);
+    assert_false(m.live || m.shares);
+    assert_string_equal(strstr(m.why, "limit is not enforced") ? "" : m.why, "");
+    try_with("", false, &m); /* somebody answers, and the driver's clients find no daemon there */
+    assert_false(m.live);
+    assert_string_equal(strstr(m.why, "limit is not enforced") ? "" : m.why, "");
+}
+
+static void shares_that_are_ignored_are_said_to_be(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    try_with("no-share", true, &m);
+    assert_true(m.live);
+    assert_false(m.shares);
+    assert_non_null(strstr(m.why, "shares are NOT enforced"));
+}
+
+static void a_canary_that_fails_is_no_proof(void **state)
+{
+    (void)state;
+    struct fence_mps m;
+    setenv("CORRAL_FAKECUDA_FAULTS", "cuMemAlloc_v2:1:999", 1);
+    try_with("", true, &m);
+    assert_false(m.live);
+    assert_string_equal(strstr(m.why, "canary process failed") ? "" : m.why, "");
+    setenv("CORRAL_FAKECUDA_FAULTS", "cuMemAlloc_v2:1:2", 1);
+    try_with("", true, &m);
+    assert_false(m.live);
+    assert_string_equal(strstr(m.why, "denied even 1 MiB") ? "" : m.why, "");
+    unsetenv("CORRAL_FAKECUDA_FAULTS");
+    setenv("CORRAL_FAKECUDA_MEMORY", "100MiB", 1); /* with too little free, nobody could tell who denied */
+    try_with("", true, &m);
+    unsetenv("CORRAL_FAKECUDA_MEMORY");
+    assert_false(m.live);
+    assert_string_equal(strstr(m.why, "not tried") ? "" : m.why, "");
+    setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1);
+    fence_mps_try("", &m); /* no canary to start */
+    unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+    assert_true(m.answers);
+    assert_false(m.live);
+}
+
+static void what_a_canary_says_is_data(void **state)
+{
+    (void)state;
+    struct corral_cuda_limit_result r = {.uuid = UUID,
+                                         .processors = 7,
+                                         .free_bytes = 99,
+                                         .within = CORRAL_LIMIT_GRANTED,
+                                         .over = CORRAL_LIMIT_DENIED};
+    char text[CORRAL_CUDA_LIMIT_TEXT];
+    struct corral_cuda_limit_result back;
+    corral_cuda_limit_write(&r, text);
+    struct corral_error err;
+    check_ok(corral_cuda_limit_parse(text, &back, &err));
+    assert_string_equal(back.uuid, UUID);
+    assert_true(back.processors == 7 && back.free_bytes == 99 && back.over == CORRAL_LIMIT_DENIED);
+    static const char *const bad[] = {"",
+                                      "limit-canary",
+                                      "warning: x\nlimit-canary " UUID
+                                      " processors 1 free 1 within 1 over 2\n",
+                                      "limit-canary " UUID " processors 1 free 1 within 1 over 3\n",
+                                      "limit-canary " UUID " processors 1 free 1 within 1 over 2",
+                                      "limit-canary " UUID " processors 1 free 1 within 1 over 2\nmore"};
+    for (size_t i = 0; i < CORRAL_COUNT_OF(bad); i++) {
+        assert_int_equal(corral_cuda_limit_parse(bad[i], &back, NULL), CORRAL_PROTOCOL);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    int code;
+    if (test_canary(argc, argv, &code)) {
+        return code;
+    }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_daemon_that_answers_is_live),
+        cmocka_unit_test(a_daemon_that_answers_is_found),
         cmocka_unit_test(a_daemon_that_is_not_there_is_absent_with_the_reason),
         cmocka_unit_test(a_daemon_that_hangs_is_given_up),
+        cmocka_unit_test(limits_that_are_enforced_are_live),
+        cmocka_unit_test(a_driver_that_ignores_its_limits_is_not_live),
+        cmocka_unit_test(shares_that_are_ignored_are_said_to_be),
+        cmocka_unit_test(a_canary_that_fails_is_no_proof),
+        cmocka_unit_test(what_a_canary_says_is_data),
         cmocka_unit_test(a_limit_is_whole_mebibytes_and_never_below),
         cmocka_unit_test(entries_that_would_drop_every_limit_are_refused),
     };

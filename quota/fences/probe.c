@@ -26,6 +26,7 @@
 #define SAID_ENTERED 'e'
 #define SAID_CPUS 'c'
 #define SAID_SPUN 's'
+#define SAID_WITHIN 'w' /* half of the memory limit was there */
 #define SAID_ALLOCATED 'm'
 
 static void say(int fd, char what)
@@ -37,6 +38,15 @@ static bool sees_only(int cpu)
 {
     cpu_set_t seen;
     return sched_getaffinity(0, sizeof seen, &seen) == 0 && CPU_COUNT(&seen) == 1 && CPU_ISSET(cpu, &seen);
+}
+
+/* Asks for every CPU there could be: a cpuset leaves what it has. */
+static bool cannot_widen(int cpu)
+{
+    cpu_set_t all;
+    memset(&all, 0xff, sizeof all);
+    (void)sched_setaffinity(0, sizeof all, &all);
+    return sees_only(cpu);
 }
 
 static void spin(uint64_t cpu_ns)
@@ -64,7 +74,7 @@ static void probe_child(const struct fence_probe_want *want, const int *enter, u
         }
     }
     say(out, SAID_ENTERED);
-    if (want->cpuset && sees_only(want->cpu_number)) {
+    if (want->cpuset && sees_only(want->cpu_number) && cannot_widen(want->cpu_number)) {
         say(out, SAID_CPUS);
     }
     if (want->cpu) {
@@ -72,6 +82,8 @@ static void probe_child(const struct fence_probe_want *want, const int *enter, u
         say(out, SAID_SPUN);
     }
     if (want->memory) {
+        touch(want->memory_bytes / 2);
+        say(out, SAID_WITHIN);
         touch(3 * want->memory_bytes);
         say(out, SAID_ALLOCATED);
     }
@@ -106,8 +118,7 @@ static void set_limits(struct fence_probe *p, const struct cgroup_tree *t)
     w->cpu = w->cpu && cgroup_set_cpu_share(t, p->group, SPIN_QUOTA_US, SPIN_PERIOD_US, p->why_cpu);
 }
 
-/* Forks, with the child dying if we do. 0 in the child; -1 and errno on failure. */
-static pid_t fork_child(int *pidfd)
+pid_t fence_fork(int *pidfd)
 {
     pid_t parent = getpid();
     pid_t pid = _Fork();
@@ -157,7 +168,7 @@ void fence_probe_start(struct fence_probe *p, const struct cgroup_tree *t, const
         return;
     }
     uint32_t count = cgroup_enter_fds(t, group, enter);
-    p->pid = fork_child(&p->pidfd);
+    p->pid = fence_fork(&p->pidfd);
     if (p->pid == 0) {
         probe_child(&p->want, enter, count, out[1]);
     }
@@ -175,11 +186,14 @@ void fence_probe_start(struct fence_probe *p, const struct cgroup_tree *t, const
     }
 }
 
-/* Waits for the end of a child; killed when it takes too long. Its exit code, -signal, or INT_MIN: too long. */
-static int reap(pid_t pid, int pidfd)
+static uint64_t child_deadline(void)
+{
+    return corral_now_ns(&corral_clock_monotonic) + CHILD_WAIT_MS * CORRAL_NS_PER_MS;
+}
+
+int fence_reap(pid_t pid, int pidfd, uint64_t deadline)
 {
     struct pollfd poller = {.fd = pidfd, .events = POLLIN};
-    uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + CHILD_WAIT_MS * CORRAL_NS_PER_MS;
     int ready;
     do {
         uint64_t now = corral_now_ns(&corral_clock_monotonic);
@@ -199,11 +213,12 @@ static void judge_memory(struct fence_probe *p, const struct cgroup_tree *t, con
 {
     char limit[48];
     corral_format_bytes(p->want.memory_bytes, limit, sizeof limit);
-    bool stopped = code == -SIGKILL && !strchr(said, SAID_ALLOCATED) &&
+    bool stopped = code == -SIGKILL && strchr(said, SAID_WITHIN) && !strchr(said, SAID_ALLOCATED) &&
                    cgroup_count(t, CGROUP_MEMORY, p->group, "oom_kill") > 0;
     p->memory = stopped ? CORRAL_FENCE_LIVE : CORRAL_FENCE_FAILED;
     if (stopped) {
-        fence_text(p->why_memory, sizeof p->why_memory, "a process was stopped at its limit of %s", limit);
+        fence_text(p->why_memory, sizeof p->why_memory,
+                   "a process was granted half of its limit of %s and stopped at it", limit);
     } else if (code == INT_MIN) {
         fence_text(p->why_memory, sizeof p->why_memory, "a process over its limit of %s hung", limit);
     } else {
@@ -225,7 +240,8 @@ static void judge(struct fence_probe *p, const struct cgroup_tree *t, const char
         bool ok = strchr(said, SAID_CPUS) != NULL;
         p->cpuset = ok ? CORRAL_FENCE_LIVE : CORRAL_FENCE_FAILED;
         fence_text(p->why_cpuset, sizeof p->why_cpuset,
-                   ok ? "a process saw only CPU %d, as set" : "a process saw other CPUs than CPU %d",
+                   ok ? "a process saw only CPU %d, as set, and could not widen it"
+                      : "a process saw other CPUs than CPU %d",
                    p->want.cpu_number);
     }
     if (p->want.cpu) {
@@ -246,7 +262,7 @@ void fence_probe_finish(struct fence_probe *p, const struct cgroup_tree *t)
     if (!p->running) {
         return;
     }
-    int code = reap(p->pid, p->pidfd);
+    int code = fence_reap(p->pid, p->pidfd, child_deadline());
     ssize_t got = read(p->pipe, said, sizeof said - 1);
     said[got > 0 ? got : 0] = '\0';
     close(p->pipe);
@@ -259,9 +275,9 @@ void fence_probe_finish(struct fence_probe *p, const struct cgroup_tree *t)
 int fence_child(int (*fn)(void *ctx), void *ctx)
 {
     int pidfd = -1;
-    pid_t pid = fork_child(&pidfd);
+    pid_t pid = fence_fork(&pidfd);
     if (pid == 0) {
         _exit(fn(ctx));
     }
-    return pid < 0 ? INT_MIN : reap(pid, pidfd);
+    return pid < 0 ? INT_MIN : fence_reap(pid, pidfd, child_deadline());
 }

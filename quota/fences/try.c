@@ -81,12 +81,29 @@ static bool try_shared_ledger(char why[FENCE_WHY_BYTES])
 
 /* ---- rlimit and affinity ---- */
 
+/* What this process has already counts in its child. */
+static uint64_t own_data_bytes(void)
+{
+    unsigned long long data = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    bool known = f && fscanf(f, "%*u %*u %*u %*u %*u %llu", &data) == 1;
+    if (f) {
+        (void)fclose(f);
+    }
+    return known ? data * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
 static int rlimit_child(void *ctx)
 {
-    (void)ctx;
-    struct rlimit limit = {.rlim_cur = TRY_RLIMIT_BYTES, .rlim_max = TRY_RLIMIT_BYTES};
+    const uint64_t bytes = *(const uint64_t *)ctx + TRY_RLIMIT_BYTES;
+    struct rlimit limit = {.rlim_cur = bytes, .rlim_max = bytes};
     if (setrlimit(RLIMIT_DATA, &limit) != 0) {
         return 2;
+    }
+    void *within =
+        mmap(NULL, TRY_RLIMIT_BYTES / 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (within == MAP_FAILED) {
+        return 3;
     }
     void *over = mmap(NULL, 2 * TRY_RLIMIT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return over == MAP_FAILED && errno == ENOMEM ? 0 : 1;
@@ -127,13 +144,15 @@ static void try_affinity(struct corral_fence_report *out)
 
 static void try_rlimit(struct corral_fence_report *out)
 {
-    int code = fence_child(rlimit_child, NULL);
+    uint64_t own = own_data_bytes();
+    int code = fence_child(rlimit_child, &own);
     if (code == 2) {
         corral_fence_report_set(out, "rlimit", CORRAL_FENCE_ABSENT, "RLIMIT_DATA cannot be set here");
     } else {
         corral_fence_report_set(out, "rlimit", code == 0 ? CORRAL_FENCE_LIVE : CORRAL_FENCE_FAILED,
-                                code == 0 ? "a process with 64 MiB was denied 128 MiB"
-                                          : "a process with 64 MiB was not denied 128 MiB");
+                                code == 0 ? "a process with 64 MiB more was granted 16 MiB and denied 128 MiB"
+                                : code == 3 ? "a process with 64 MiB was denied 16 MiB"
+                                            : "a process with 64 MiB was not denied 128 MiB");
     }
 }
 
@@ -165,9 +184,8 @@ static void try_cgroups(struct corral_fence_report *out)
     corral_fence_report_set(out, "cgroup-memory", probe.memory, probe.why_memory);
     corral_fence_report_set(out, "cpuset", probe.cpuset, probe.why_cpuset);
     corral_fence_report_set(out, "cpu", probe.cpu, probe.why_cpu);
-    bool dmem = cgroup_group_make(t, "dmem", text) && cgroup_try_dmem(t, "dmem", text);
-    corral_fence_report_set(out, "dmem", dmem ? CORRAL_FENCE_LIVE : CORRAL_FENCE_ABSENT,
-                            dmem ? "a limit was set and read back" : text);
+    enum corral_fence_state dmem = cgroup_try_dmem(t, "", text);
+    corral_fence_report_set(out, "dmem", dmem, text);
     cgroup_tree_close(t);
 }
 
@@ -182,9 +200,13 @@ enum corral_status corral_fences_try(struct corral_fence_report *out, struct cor
     try_affinity(out);
     try_rlimit(out);
     try_cgroups(out);
-    fence_mps_detect(&mps);
+    fence_mps_try("", &mps);
     fence_text(why, sizeof why, mps.live ? "%.150s; limits are per process, not per role" : "%.190s",
                mps.why);
-    corral_fence_report_set(out, "mps", mps.live ? CORRAL_FENCE_LIVE : CORRAL_FENCE_ABSENT, why);
+    corral_fence_report_set(out, "mps",
+                            mps.live    ? CORRAL_FENCE_LIVE
+                            : mps.tried ? CORRAL_FENCE_FAILED
+                                        : CORRAL_FENCE_ABSENT,
+                            why);
     return CORRAL_OK;
 }

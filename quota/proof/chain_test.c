@@ -1,13 +1,16 @@
 #include "base/file.h"
-#include "quota/proof/chain.h"
+#include "quota/proof/internal.h"
 #include "quota/proof/record.h"
 #include "tests/check.h"
+#include <errno.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -268,21 +271,175 @@ static void cuts_off_a_torn_line_and_says_so(void **state)
     free(text);
 }
 
-static void a_tail_of_zeros_is_torn_however_long(void **state)
+static void a_tail_of_zeros_is_room_however_long(void **state)
 {
     (void)state;
     write_chain(RECORDS);
     size_t bytes;
     free(content(&bytes));
-    uint64_t torn = 0;
+    uint64_t torn = 1;
     assert_int_equal(truncate(path, (off_t)bytes + 300000), 0);
     assert_int_equal(corral_chain_read(path, NULL, NULL, NULL, &torn, &err), CORRAL_OK);
-    assert_int_equal(torn, 300000);
+    assert_int_equal(torn, 0);
     struct corral_chain *c = open_chain();
+    struct corral_chain_head head;
+    corral_chain_head(c, &head);
+    assert_int_equal(head.count, RECORDS); /* nothing was recovered: nothing was lost */
     append(c, 9);
     corral_chain_close(c);
-    assert_int_equal(corral_chain_read(path, NULL, NULL, NULL, &torn, &err), CORRAL_OK);
+    free(content(&bytes));
+    assert_true(bytes < 1000);
+    assert_int_equal(corral_chain_read(path, NULL, NULL, &head, &torn, &err), CORRAL_OK);
+    assert_int_equal(head.count, RECORDS + 1);
     assert_int_equal(torn, 0);
+}
+
+/* A power cut may leave a block of zeros with a later block behind it: what is behind is no record, and is not taken for a broken one. */
+static void nothing_after_a_zero_byte_is_a_record(void **state)
+{
+    (void)state;
+    write_chain(RECORDS);
+    size_t bytes;
+    char *text = content(&bytes);
+    char *third = strchr(strchr(text, '\n') + 1, '\n') + 1;
+    memset(third + 20, 0, 30);
+    put(text, bytes);
+    struct corral_chain_head head;
+    uint64_t torn;
+    assert_int_equal(corral_chain_read(path, NULL, NULL, &head, &torn, &err), CORRAL_OK);
+    assert_int_equal(head.count, 2);
+    assert_int_equal(torn, bytes - (size_t)(third - text));
+    free(text);
+    struct corral_chain *c = open_chain();
+    corral_chain_head(c, &head);
+    assert_int_equal(head.count, 3); /* "recovered" */
+    corral_chain_close(c);
+}
+
+static int (*real_sync)(int);
+static int failures_left, syncs;
+static sem_t synced;
+static int failing_sync(int fd)
+{
+    int code = real_sync(fd);
+    syncs++;
+    if (failures_left > 0) {
+        failures_left--;
+        errno = EIO;
+        code = -1;
+    }
+    sem_post(&synced);
+    return code;
+}
+
+static void fail_syncs(int count)
+{
+    real_sync = corral_chain_fdatasync;
+    failures_left = count;
+    syncs = 0;
+    assert_int_equal(sem_init(&synced, 0, 0), 0);
+    corral_chain_fdatasync = failing_sync;
+}
+
+/* The kernel tells of it once; the next sync is fine again, and what was lost stays lost. */
+static void one_failed_sync_breaks_the_chain_for_good(void **state)
+{
+    (void)state;
+    struct corral_chain *c = open_chain();
+    append(c, 1);
+    fail_syncs(1);
+    assert_int_equal(corral_chain_sync(c, &err), CORRAL_IO);
+    assert_int_equal(corral_chain_sync(c, &err), CORRAL_IO);
+    assert_int_equal(corral_chain_append(c, "{\"type\":\"t\"}", &err), CORRAL_IO);
+    corral_chain_close(c);
+    corral_chain_fdatasync = real_sync;
+    sem_destroy(&synced);
+    c = open_chain();
+    append(c, 2);
+    corral_chain_close(c);
+}
+
+static void a_failed_sync_of_the_thread_is_noticed(void **state)
+{
+    (void)state;
+    struct corral_chain *c = open_chain();
+    fail_syncs(1);
+    append(c, 1);
+    assert_int_equal(sem_wait(&synced), 0); /* the thread has met it, and used the kernel's one report up */
+    assert_int_equal(corral_chain_sync(c, &err), CORRAL_IO);
+    assert_int_equal(corral_chain_append(c, "{\"type\":\"t\"}", &err), CORRAL_IO);
+    corral_chain_close(c);
+    corral_chain_fdatasync = real_sync;
+    sem_destroy(&synced);
+}
+
+/* What a writer that died of a failed sync has left may look written and not be. */
+static void the_end_is_synced_once_more_when_it_is_opened(void **state)
+{
+    (void)state;
+    write_chain(RECORDS);
+    fail_syncs(1);
+    struct corral_chain *c = NULL;
+    assert_int_equal(corral_chain_open(path, &c, &err), CORRAL_IO);
+    assert_null(c);
+    corral_chain_fdatasync = real_sync;
+    sem_destroy(&synced);
+    c = open_chain();
+    append(c, 2);
+    corral_chain_close(c);
+}
+
+static void records_are_durable_soon_and_an_idle_chain_rests(void **state)
+{
+    (void)state;
+    struct corral_chain *c = open_chain();
+    fail_syncs(0);
+    for (int i = 0; i < 3; i++) {
+        append(c, i);
+        assert_int_equal(sem_wait(&synced), 0);
+    }
+    assert_true(syncs >= 3);
+    corral_chain_close(c);
+    corral_chain_fdatasync = real_sync;
+    sem_destroy(&synced);
+}
+
+static uint64_t file_bytes(void)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    return (uint64_t)st.st_size;
+}
+
+/* Through both ways of writing: more records than one stretch of room, and than one window, holds. */
+static void grows_past_every_room_and_window(void **state)
+{
+    (void)state;
+    char body[8000];
+    memset(body, 'x', sizeof body);
+    memcpy(body, "{\"type\":\"", 9);
+    memcpy(body + sizeof body - 3, "\"}", 3);
+    for (int mapped = 0; mapped < 2; mapped++) {
+        struct corral_chain *c = NULL;
+        struct corral_chain_head head;
+        uint64_t torn = 1;
+        (void)unlink(path);
+        check_ok(mapped ? corral_chain_open(path, &c, &err) : corral_chain_open_unmapped(path, &c, &err));
+        for (int i = 0; i < 1300; i++) {
+            if (i % 3 != 1) { /* who does not reserve is written to all the same */
+                check_ok(corral_chain_reserve(c, &err));
+            }
+            check_ok(corral_chain_append(c, body, &err));
+        }
+        check_ok(corral_chain_read(path, NULL, NULL, &head, &torn, &err));
+        assert_int_equal(head.count, 1300);
+        assert_int_equal(torn, 0);
+        corral_chain_close(c);
+        uint64_t bytes = file_bytes();
+        check_ok(corral_chain_read(path, NULL, NULL, &head, &torn, &err));
+        assert_int_equal(head.count, 1300);
+        assert_true(bytes > 1300 * 8000 && bytes < 1300 * 8100);
+    }
 }
 
 static void refuses_a_second_writer(void **state)
@@ -382,6 +539,9 @@ static void a_killed_writer_leaves_whole_records(void **state)
         if (child == 0) {
             struct corral_chain *c = open_chain();
             for (int i = 0;; i++) {
+                if (round % 2 == 0) { /* through the mapping */
+                    check_ok(corral_chain_reserve(c, &err));
+                }
                 append(c, i);
                 (void)!write(tell[1], "", 1);
             }
@@ -431,7 +591,13 @@ int main(void)
         T(names_file_and_record_that_is_broken),
         T(never_extends_a_broken_chain),
         T(cuts_off_a_torn_line_and_says_so),
-        T(a_tail_of_zeros_is_torn_however_long),
+        T(a_tail_of_zeros_is_room_however_long),
+        T(nothing_after_a_zero_byte_is_a_record),
+        T(one_failed_sync_breaks_the_chain_for_good),
+        T(a_failed_sync_of_the_thread_is_noticed),
+        T(the_end_is_synced_once_more_when_it_is_opened),
+        T(records_are_durable_soon_and_an_idle_chain_rests),
+        T(grows_past_every_room_and_window),
         T(refuses_a_second_writer),
         T(refuses_what_is_not_one_object_in_one_line),
         T(takes_the_largest_record_and_reads_it_back),

@@ -50,27 +50,34 @@ static void put_key(struct out *o, const char *key)
     put(o, "\":", 2);
 }
 
-static void put_u64(struct out *o, const char *key, uint64_t value)
+static void put_digits(struct out *o, uint64_t value)
 {
     char digits[20];
     size_t n = sizeof digits;
-    if (value > INT64_MAX) { /* no reader would take it */
-        o->full = true;
-        return;
-    }
     do {
         digits[--n] = (char)('0' + value % 10);
         value /= 10;
     } while (value);
-    put_key(o, key);
     put(o, digits + n, sizeof digits - n);
+}
+
+static void put_u64(struct out *o, const char *key, uint64_t value)
+{
+    if (value > INT64_MAX) { /* no reader would take it */
+        o->full = true;
+        return;
+    }
+    put_key(o, key);
+    put_digits(o, value);
 }
 
 static void put_i64(struct out *o, const char *key, int64_t value)
 {
-    char text[24];
     put_key(o, key);
-    put(o, text, (size_t)snprintf(text, sizeof text, "%" PRId64, value));
+    if (value < 0) {
+        put(o, "-", 1);
+    }
+    put_digits(o, value < 0 ? -(uint64_t)value : (uint64_t)value);
 }
 
 /* Control characters and what is not ASCII are not needed in names and reasons: they become '?'. */

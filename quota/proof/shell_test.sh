@@ -10,6 +10,10 @@ sed -n '/^```sh$/,/^```$/p' "$2" | grep -v '^```' >"$work/check.sh"
 head=$("$1" "$work/chain" 20)
 said=$(sh "$work/check.sh" "$work/chain")
 [[ $said == "$head" ]] || { echo "the loop says '$said', the library '$head'" >&2; exit 1; }
+cp "$work/chain" "$work/room"
+head -c 5000 /dev/zero >>"$work/room" # as a writer that was killed leaves it
+said=$(sh "$work/check.sh" "$work/room" 2>/dev/null)
+[[ $said == "$head" ]] || { echo "with room at its end, the loop says '$said'" >&2; exit 1; }
 sed '7s/"i":6/"i":7/' "$work/chain" >"$work/changed"
 if said=$(sh "$work/check.sh" "$work/changed"); then
     echo "a changed record was not found" >&2

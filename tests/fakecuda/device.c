@@ -141,7 +141,13 @@ static CUresult get_attribute(int *value, CUdevice_attribute attribute, CUdevice
     if (!fake_device_valid(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? 9
+    const char *multicast = getenv("CORRAL_FAKECUDA_MULTICAST");
+    if (attribute == CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED && multicast != NULL) {
+        *value = strcmp(multicast, "0") != 0;
+        return CUDA_SUCCESS;
+    }
+    *value = attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT       ? fake_processors()
+             : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR ? 9
              : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 0
                                                                          : 1;
     return CUDA_SUCCESS;

@@ -76,6 +76,7 @@ enum fake_kind {
     FAKE_STREAM,
     FAKE_HOST,
     FAKE_REGISTERED,
+    FAKE_EVENT,
 };
 
 struct fake_object {
@@ -145,5 +146,8 @@ FAKE_EXPORT bool fakecuda_fail_next(const char *symbol, int result);
 FAKE_EXPORT void fakecuda_busy(int device, unsigned percent);
 /* A file of device memory as another API (Vulkan) would export it: for cuImportExternalMemory. -1: out of memory. */
 FAKE_EXPORT int fakecuda_foreign(int device, uint64_t bytes);
+/* Work of another library on a stream: events recorded after its begin are ready after its end. */
+FAKE_EXPORT void fakecuda_work_begin(void *stream);
+FAKE_EXPORT void fakecuda_work_done(void *stream);
 
 #endif

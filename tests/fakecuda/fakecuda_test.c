@@ -10,22 +10,21 @@
 #define MIB ((uint64_t)1 << 20)
 #define CONTEXT MIB
 
-#define EVERY(X)                                                                                            \
-    X(cuInit)                                                                                               \
-    X(cuDevicePrimaryCtxRetain)                                                                             \
-    X(cuDevicePrimaryCtxReset_v2) X(cuCtxSetCurrent) X(cuMemAlloc_v2) X(cuMemFree_v2) X(cuMemGetInfo_v2)    \
-        X(cuMemCreate) X(cuMemRelease) X(cuMemAddressReserve) X(cuMemAddressFree) X(cuMemMap) X(cuMemUnmap) \
-            X(cuMemSetAccess) X(cuMemAllocAsync) X(cuMemFreeAsync) X(cuStreamSynchronize)                   \
-                X(cuDeviceGetDefaultMemPool) X(cuMemPoolSetAttribute) X(cuMemPoolGetAttribute)              \
-                    X(cuMemPoolTrimTo) X(cuMipmappedArrayCreate) X(cuMipmappedArrayDestroy)                 \
-                        X(cuMipmappedArrayGetMemoryRequirements) X(cuGraphCreate) X(cuGraphAddMemAllocNode) \
-                            X(cuGraphAddMemFreeNode) X(cuGraphInstantiateWithFlags) X(cuGraphLaunch)        \
-                                X(cuGraphExecDestroy) X(cuGraphDestroy) X(cuDeviceGraphMemTrim)             \
-                                    X(cuIpcGetMemHandle) X(cuIpcOpenMemHandle_v2) X(cuMemcpyHtoD_v2)        \
-                                        X(cuMemcpyDtoH_v2) X(cuMemsetD8_v2) X(cuGetProcAddress_v2)          \
-                                            X(cuMemAllocManaged) X(cuImportExternalMemory)                  \
-                                                X(cuExternalMemoryGetMappedBuffer)                          \
-                                                    X(cuDestroyExternalMemory)
+/* clang-format does not settle on such a list. */
+// clang-format off
+#define EVERY(X)                                                                                          \
+    X(cuInit) X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxReset_v2) X(cuCtxSetCurrent)                \
+    X(cuMemAlloc_v2) X(cuMemFree_v2) X(cuMemGetInfo_v2) X(cuMemCreate) X(cuMemRelease)                    \
+    X(cuMemAddressReserve) X(cuMemAddressFree) X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess)                \
+    X(cuMemAllocAsync) X(cuMemFreeAsync) X(cuStreamSynchronize) X(cuDeviceGetDefaultMemPool)              \
+    X(cuMemPoolSetAttribute) X(cuMemPoolGetAttribute) X(cuMemPoolTrimTo) X(cuMipmappedArrayCreate)        \
+    X(cuMipmappedArrayDestroy) X(cuMipmappedArrayGetMemoryRequirements) X(cuGraphCreate)                  \
+    X(cuGraphAddMemAllocNode) X(cuGraphAddMemFreeNode) X(cuGraphInstantiateWithFlags) X(cuGraphLaunch)    \
+    X(cuGraphExecDestroy) X(cuGraphDestroy) X(cuDeviceGraphMemTrim) X(cuIpcGetMemHandle)                  \
+    X(cuIpcOpenMemHandle_v2) X(cuMemcpyHtoD_v2) X(cuMemcpyDtoH_v2) X(cuMemsetD8_v2)                       \
+    X(cuGetProcAddress_v2) X(cuMemAllocManaged) X(cuImportExternalMemory)                                 \
+    X(cuExternalMemoryGetMappedBuffer) X(cuDestroyExternalMemory)
+// clang-format on
 #define DECLARE(name) extern __typeof__(*(name##_fn)0) name;
 EVERY(DECLARE)
 extern __typeof__(*(nvmlInit_v2_fn)0) nvmlInit_v2;

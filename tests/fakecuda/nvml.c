@@ -2,6 +2,7 @@
 #include "quota/cuda/nvml_types.h"
 #include "tests/fakecuda/state.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -9,6 +10,19 @@
     extern __attribute__((visibility("default"))) __typeof__(*(NAME##_fn)0) NAME; \
     nvmlReturn_t NAME
 #define DRIVER_RESERVED ((unsigned long long)0)
+
+/* CORRAL_FAKECUDA_NVML: an NVML that does not list processes, does not know their bytes, or counts wrong. */
+static bool is_told_to(const char *what)
+{
+    const char *text = getenv("CORRAL_FAKECUDA_NVML");
+    return text != NULL && strcmp(text, what) == 0;
+}
+
+static uint64_t as_told(uint64_t bytes)
+{
+    const char *text = getenv("CORRAL_FAKECUDA_NVML");
+    return text != NULL && strchr(text, '%') != NULL ? bytes / 100 * strtoull(text, NULL, 10) : bytes;
+}
 
 static bool started;
 
@@ -148,7 +162,7 @@ EXPORT(nvmlDeviceGetMemoryInfo)(nvmlDevice_t device, nvmlMemory_t *memory)
     nvmlReturn_t r = memory != NULL ? index_of(device, &d) : NVML_ERROR_INVALID_ARGUMENT;
     if (r == NVML_SUCCESS) {
         memory->total = fake_state_memory();
-        memory->used = fake_state_used(d);
+        memory->used = as_told(fake_state_used(d));
         memory->free = memory->total - memory->used;
     }
     return r;
@@ -167,7 +181,7 @@ EXPORT(nvmlDeviceGetMemoryInfo_v2)(nvmlDevice_t device, nvmlMemory_v2_t *memory)
     nvmlReturn_t r = index_of(device, &d);
     if (r == NVML_SUCCESS) {
         v1.total = fake_state_memory();
-        v1.used = fake_state_used(d);
+        v1.used = as_told(fake_state_used(d));
         *memory = (nvmlMemory_v2_t){NVML_MEMORY_V2, v1.total, DRIVER_RESERVED, v1.total - v1.used, v1.used};
     }
     return r;
@@ -180,7 +194,10 @@ static nvmlReturn_t processes(nvmlDevice_t device, unsigned *count, struct fake_
     if (r != NVML_SUCCESS) {
         return r;
     }
-    *found = fake_state_usage(d, out, FAKE_PROCESSES_MAX);
+    *found = is_told_to("no-process") ? 0 : fake_state_usage(d, out, FAKE_PROCESSES_MAX);
+    for (uint32_t i = 0; i < *found; i++) {
+        out[i].bytes = is_told_to("no-value") ? NVML_VALUE_UNKNOWN : as_told(out[i].bytes);
+    }
     unsigned room = *count;
     *count = *found;
     return *found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;

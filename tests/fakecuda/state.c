@@ -293,13 +293,25 @@ static struct block *by_name(uint64_t name)
     return b->used != 0 && b->generation == (uint32_t)(name >> 32) ? b : NULL;
 }
 
+/* With the lock held. */
+static uint64_t left_to_process(uint32_t device)
+{
+    uint64_t limit = fake_process_limit(device), own = 0;
+    for (uint32_t i = 0; limit < UINT64_MAX && i < state->block_high; i++) {
+        const struct block *b = &state->block[i];
+        own += b->used != 0 && b->owner == self && b->device == device ? b->bytes : 0;
+    }
+    return own < limit ? limit - own : 0;
+}
+
 static bool take(uint32_t device, uint64_t bytes, bool some, uint64_t *name)
 {
     lock_state();
     if (bytes > state->memory - state->used[device]) {
         bury_the_dead();
     }
-    uint64_t left = state->memory - state->used[device];
+    uint64_t left = state->memory - state->used[device], own = left_to_process(device);
+    left = left < own ? left : own;
     if (some && bytes > left) {
         bytes = left;
     }

@@ -26,6 +26,9 @@ uint32_t fake_state_devices(void);
 uint64_t fake_state_memory(void);
 uint64_t fake_state_context_bytes(void);
 void fake_state_uuid(uint32_t device, uint8_t uuid[16]);
+/* What this process may have of the device, by MPS or by CORRAL_FAKECUDA_LIMIT (as a cgroup would); UINT64_MAX: all. And its share of the processors. */
+uint64_t fake_process_limit(uint32_t device);
+int fake_processors(void);
 
 /* A block is named by a number that is never used twice. False: the device has not that much left, even without the dead. */
 bool fake_block_take(uint32_t device, uint64_t bytes, uint64_t *block);

@@ -1,6 +1,7 @@
 /* Virtual memory: reserved addresses, handles, mappings; multicast objects. A handle's memory is freed with its last reference and last mapping. */
 #include "tests/fakecuda/fake.h"
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -59,6 +60,24 @@ static CUresult unreserve(CUdeviceptr pointer, size_t bytes)
     return CUDA_SUCCESS;
 }
 
+/* The real driver's descriptors are of a device node, not of a file that is the memory: in a folder on a disk, ours are not told by their inode either. */
+static int shareable_file(void)
+{
+    const char *folder = getenv("CORRAL_FAKECUDA_EXPORTS");
+    if (folder == NULL) {
+        return memfd_create("fakecuda", MFD_CLOEXEC);
+    }
+    char path[4096];
+    if ((size_t)snprintf(path, sizeof path, "%s/export-XXXXXX", folder) >= sizeof path) {
+        return -1;
+    }
+    int fd = mkostemp(path, O_CLOEXEC);
+    if (fd >= 0) {
+        unlink(path);
+    }
+    return fd;
+}
+
 /* A file for what may be shared, plain shared memory otherwise (a file descriptor for each would be too many). */
 static bool back(struct fake_object *o, uint64_t bytes, bool shareable)
 {
@@ -69,7 +88,7 @@ static bool back(struct fake_object *o, uint64_t bytes, bool shareable)
         o->mapped = p == MAP_FAILED ? 0 : bytes;
         return p != MAP_FAILED;
     }
-    o->fd = memfd_create("fakecuda", MFD_CLOEXEC);
+    o->fd = shareable_file();
     return o->fd >= 0 && ftruncate(o->fd, (off_t)bytes) == 0;
 }
 

@@ -1,17 +1,21 @@
 /* What a program in a role must meet, on the fake driver or a real GPU. Run by quota-node with the interposer preloaded; uses device 0 as any program would.
  *
  *   conformance canary            the pre-flight passes
- *   conformance families          through each family: what is taken is charged, what is freed is given back, to the byte where the driver says how much it took
+ *   conformance families          through each family: what is taken is charged, what is freed is given back, and the ledger is what is physically there (physical_count.h)
  *   conformance agree             cuMemGetInfo, cuDeviceTotalMem and NVML say the same
  *   conformance managed           the allocator of built-in workers
  *   conformance hog SEED          takes until denied, through every family, frees some, for ever
  *   conformance floor SEED TIMES  takes the whole floor, to the byte, at random times: it is always there
+ *   conformance ipc | shareable | external     with `conformance owner …` as the other end of descriptor 9: shared memory is charged once, and to the importer when the owner dies
+ *   conformance multicast         what is bound to a multicast object stays charged
+ *   conformance compare PID [TOLERANCE]        the ledger and the device say the same of a process that is running; `compared` is such a process
+ *
+ * Exit status 77 with a line "SKIPPED …": something could not be tried here.
  */
-#include "base/error.h"
+#include "tests/quota/conformance.h"
+
 #include "quota/cuda/canary.h"
-#include "quota/cuda/client.h"
 #include "quota/cuda/managed_alloc.h"
-#include "quota/shared.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,41 +23,43 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MIB ((uint64_t)1 << 20)
-#define PAGE (2 * MIB)
-
-struct test {
-    struct corral_cuda_client cuda;
-    CUcontext context;
-    struct corral_quota *quota;
-    const struct corral_ledger *ledger;
-    uint32_t role, device;
-};
-
-static void fail(const char *what, long long got, long long wanted)
+void fail(const char *what, long long got, long long wanted)
 {
     fprintf(stderr, "conformance: %s: %lld, expected %lld\n", what, got, wanted);
     exit(1); // NOLINT: a test program
 }
 
-static void check(const char *what, long long got, long long wanted)
+void check(const char *what, long long got, long long wanted)
 {
     if (got != wanted) {
         fail(what, got, wanted);
     }
 }
 
-static void *driver_function(const char *name)
+void skip(const char *what, const char *why)
+{
+    printf("SKIPPED %s: %s\n", what, why);
+    exit(SKIPPED); // NOLINT: a test program
+}
+
+void *driver_function(const char *name)
 {
     void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     return lib != NULL ? dlsym(lib, name) : NULL;
 }
 
-static void open_all(struct test *t)
+void *needed_function(const char *name)
+{
+    void *found = driver_function(name);
+    if (found == NULL) {
+        skip(name, "the driver has no such function");
+    }
+    return found;
+}
+
+static void open_driver(struct test *t, pid_t pid)
 {
     struct corral_error err = {0};
-    cuDeviceGetUuid_fn get_uuid;
-    *(void **)&get_uuid = driver_function("cuDeviceGetUuid");
     CUuuid id;
     if (corral_quota_attach_environment(&t->quota, &t->role, &err) != CORRAL_OK ||
         corral_cuda_client_open(CORRAL_CUDA_ROUTE_DLSYM, &t->cuda, &err) != CORRAL_OK) {
@@ -61,19 +67,26 @@ static void open_all(struct test *t)
         exit(1); // NOLINT
     }
     check("cuInit", t->cuda.cuInit(0), 0);
-    check("uuid", get_uuid(&id, 0), 0);
+    check("uuid", DRIVER(cuDeviceGetUuid)(&id, 0), 0);
     t->ledger = corral_quota_ledger(t->quota);
     t->device = corral_ledger_find_uuid(t->ledger, (const uint8_t *)id.bytes);
+    physical_open(&t->physical, (const uint8_t *)id.bytes, pid,
+                  dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL));
+}
+
+static void open_all(struct test *t)
+{
+    open_driver(t, getpid());
     check("context", t->cuda.cuDevicePrimaryCtxRetain(&t->context, 0), 0);
     check("current", t->cuda.cuCtxPushCurrent_v2(t->context), 0);
 }
 
-static const struct corral_ledger_role *role_of(const struct test *t)
+const struct corral_ledger_role *role_of(const struct test *t)
 {
     return &t->ledger->device[t->device].role[t->role];
 }
 
-static uint64_t all_used(const struct test *t)
+uint64_t all_used(const struct test *t)
 {
     uint64_t sum = 0;
     for (uint32_t r = 0; r < t->ledger->role_count; r++) {
@@ -82,15 +95,25 @@ static uint64_t all_used(const struct test *t)
     return sum;
 }
 
-/* What the driver counts on the device, of everybody; the fake one tells exactly. */
-static bool driver_count(uint64_t *out)
+void compare(struct test *t, enum physical_bound bound, const char *when)
 {
-    uint64_t (*used)(int);
-    *(void **)&used = driver_function("fakecuda_used");
-    if (used != NULL) {
-        *out = used(0);
+    if (!physical_compare(&t->physical, PHYSICAL_OF_PROCESS, bound, role_of(t)->used, when)) {
+        exit(1); // NOLINT: a test program
     }
-    return used != NULL;
+}
+
+void compare_all(struct test *t, enum physical_bound bound, const char *when)
+{
+    if (!physical_compare(&t->physical, PHYSICAL_OF_DEVICE, bound, all_used(t), when)) {
+        exit(1); // NOLINT: a test program
+    }
+}
+
+void be_denied(struct test *t)
+{
+    CUdeviceptr p;
+    check("above the ceiling", t->cuda.cuMemAlloc_v2(&p, role_of(t)->ceiling + PAGE),
+          CUDA_ERROR_OUT_OF_MEMORY);
 }
 
 /* ---- families ---- */
@@ -191,20 +214,17 @@ static void give(struct test *t, const struct held *h)
     }
 }
 
-/* The ledger's charge of the role is the driver's count (only this role is on the device). */
-static void compare(const struct test *t, const char *when)
+/* Managed memory is charged wherever its pages are, a graph's before it has run. */
+static enum physical_bound bound_of(int family)
 {
-    uint64_t counted;
-    if (driver_count(&counted) && counted != role_of(t)->used) {
-        fprintf(stderr, "%s: ", when);
-        fail("ledger against driver", (long long)role_of(t)->used, (long long)counted);
-    }
+    return family == 1 || family == 7 ? PHYSICAL_AT_MOST : PHYSICAL_EQUAL;
 }
 
 static void families(struct test *t)
 {
-    static const uint64_t sizes[] = {1, 1000, 3 * MIB + 17, 20 * MIB};
-    compare(t, "at the start");
+    static const uint64_t sizes[] = {1, 1000, 3 * MIB + 17, 20 * MIB,
+                                     160 * MIB}; /* the last: more than any tolerance */
+    compare(t, PHYSICAL_EQUAL, "at the start");
     uint64_t before = role_of(t)->used;
     for (int f = 0; f < FAMILIES; f++) {
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
@@ -213,10 +233,10 @@ static void families(struct test *t)
             if (role_of(t)->used < before + sizes[i]) {
                 fail(family_name[f], (long long)(role_of(t)->used - before), (long long)sizes[i]);
             }
-            compare(t, family_name[f]);
+            compare(t, bound_of(f), family_name[f]);
             give(t, &h);
             check(family_name[f], (long long)role_of(t)->used, (long long)before);
-            compare(t, family_name[f]);
+            compare(t, PHYSICAL_EQUAL, family_name[f]);
         }
         struct held over;
         uint64_t denied = role_of(t)->denied;
@@ -244,14 +264,14 @@ static void agree(struct test *t)
     void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     if (nvml != NULL) {
         nvmlInit_v2_fn init;
-        nvmlDeviceGetHandleByIndex_v2_fn by_index;
+        nvmlDeviceGetHandleByUUID_fn by_uuid;
         nvmlDeviceGetMemoryInfo_fn info;
         *(void **)&init = dlsym(nvml, "nvmlInit_v2");
-        *(void **)&by_index = dlsym(nvml, "nvmlDeviceGetHandleByIndex_v2");
+        *(void **)&by_uuid = dlsym(nvml, "nvmlDeviceGetHandleByUUID");
         *(void **)&info = dlsym(nvml, "nvmlDeviceGetMemoryInfo");
         nvmlDevice_t device;
         nvmlMemory_t m;
-        check("nvml", init() == 0 && by_index(0, &device) == 0 && info(device, &m) == 0, true);
+        check("nvml", init() == 0 && by_uuid(t->physical.uuid, &device) == 0 && info(device, &m) == 0, true);
         check("nvml total", (long long)m.total, (long long)total);
         check("nvml sum", (long long)(m.used + m.free), (long long)m.total);
     }
@@ -304,8 +324,13 @@ static void hog(struct test *t, uint64_t seed)
     enum { HELD = 512 };
     static struct held held[HELD];
     int n = 0;
+    /* From a KiB to a part of the ceiling, so that it is reached whatever the device has. */
+    uint64_t sizes = 1;
+    while (((uint64_t)1 << (10 + sizes)) < role_of(t)->ceiling / 16) {
+        sizes++;
+    }
     for (;;) {
-        uint64_t bytes = 1 + draw(&seed, (uint64_t)1 << (10 + draw(&seed, 16)));
+        uint64_t bytes = 1 + draw(&seed, (uint64_t)1 << (10 + draw(&seed, sizes)));
         bool got = n < HELD && take(t, (int)draw(&seed, FAMILIES), bytes, &held[n]);
         n += got;
         /* Denied: give back some, and go on. */
@@ -329,10 +354,10 @@ static void floor_is_there(struct test *t, uint64_t seed, uint64_t times)
             uint64_t bytes = p + 1 == parts ? left : 1 + draw(&seed, left - (uint64_t)(parts - p) + 1);
             if (!take(t, (int)draw(&seed, 2), bytes, &part[p])) {
                 uint64_t counted = 0;
-                driver_count(&counted);
+                physical_count(&t->physical, PHYSICAL_OF_DEVICE, &counted);
                 fprintf(stderr,
-                        "conformance: %llu bytes of the floor refused in round %llu: ledger %llu, driver "
-                        "%llu, of role %llu\n",
+                        "conformance: %llu bytes of the floor refused in round %llu: ledger %llu, "
+                        "device %llu, of role %llu\n",
                         (unsigned long long)bytes, (unsigned long long)i, (unsigned long long)all_used(t),
                         (unsigned long long)counted, (unsigned long long)role_of(t)->used);
                 exit(1); // NOLINT
@@ -366,34 +391,81 @@ static void after_canary(struct test *t)
     check("denied after it", (long long)role_of(t)->denied, 1);
 }
 
+static const struct {
+    const char *name;
+    void (*run)(struct test *t);
+    bool shares; /* with an owner at the other end of descriptor 9 */
+} cases[] = {
+    {"canary", after_canary, false},
+    {"families", families, false},
+    {"agree", agree, false},
+    {"managed", managed, false},
+    {"ipc", share_ipc, true},
+    {"shareable", share_descriptor, true},
+    {"external", share_external, true},
+    {"multicast", share_multicast, false},
+    {"compared", be_compared, false},
+};
+
+/* Those with arguments. False: not one of them. */
+static bool run_with_arguments(struct test *t, int argc, char **argv)
+{
+    uint64_t number = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    if (strcmp(argv[1], "compare") == 0 && argc > 2) {
+        open_driver(t, (pid_t)number);
+        t->physical.tolerance = argc > 3 ? strtoull(argv[3], NULL, 10) : t->physical.tolerance;
+        compare_outside(t, (pid_t)number);
+        return true;
+    }
+    bool hogs = strcmp(argv[1], "hog") == 0, owns = strcmp(argv[1], "owner") == 0 && argc > 2;
+    if (!hogs && !owns && strcmp(argv[1], "floor") != 0) {
+        return false;
+    }
+    open_all(t);
+    if (hogs) {
+        hog(t, number);
+    } else if (owns) {
+        share_owner(t, argv[2]);
+    } else {
+        floor_is_there(t, number, argc > 3 ? strtoull(argv[3], NULL, 10) : 100);
+    }
+    return true;
+}
+
+static bool run_case(struct test *t, const char *what)
+{
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        if (strcmp(what, cases[i].name) == 0) {
+            if (i == 0) {
+                canary();
+            }
+            if (cases[i].shares) {
+                share_await_owner();
+            }
+            open_all(t);
+            cases[i].run(t);
+            return true;
+        }
+    }
+    return false;
+}
+
 int main(int argc, char **argv)
 {
-    const char *what = argc > 1 ? argv[1] : "";
-    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     static struct test t;
-    if (strcmp(what, "canary") == 0) {
-        canary();
+    if (argc > 3 && strcmp(argv[1], "physical") == 0) {
+        return physical_reader_main(argv[2], argv[3]);
     }
-    open_all(&t);
-    if (strcmp(what, "canary") == 0) {
-        after_canary(&t);
-    }
-    if (strcmp(what, "families") == 0) {
-        families(&t);
-    } else if (strcmp(what, "agree") == 0) {
-        agree(&t);
-    } else if (strcmp(what, "managed") == 0) {
-        managed(&t);
-    } else if (strcmp(what, "hog") == 0) {
-        hog(&t, seed);
-    } else if (strcmp(what, "floor") == 0) {
-        floor_is_there(&t, seed, argc > 3 ? strtoull(argv[3], NULL, 10) : 100);
-    } else if (strcmp(what, "canary") != 0) {
-        fprintf(stderr, "usage: conformance canary|families|agree|managed|hog|floor\n");
+    if (argc < 2 || (!run_with_arguments(&t, argc, argv) && !run_case(&t, argv[1]))) {
+        fprintf(stderr, "usage: conformance canary|families|agree|managed|hog|floor|ipc|shareable|external|"
+                        "multicast|owner|compare|compared\n");
         return 2;
     }
-    t.cuda.cuDevicePrimaryCtxRelease_v2(0);
+    if (t.context != NULL) {
+        t.cuda.cuDevicePrimaryCtxRelease_v2(0);
+    }
     corral_quota_detach(t.quota);
-    printf("%s: ok\n", what);
-    return 0;
+    bool whole = physical_report(&t.physical, argv[1]);
+    printf("%s: %s\n", argv[1], whole ? "ok" : "the rest is ok");
+    return whole ? 0 : SKIPPED;
 }

@@ -1,11 +1,13 @@
 /* quota-node: a node's ledger for the driver's devices, and commands in it; what an agent does, for tests.
  *
- *   quota-node [--overcommit X] [--headroom BYTES] --role NAME=FLOOR:CEILING … -- ROLE COMMAND… [-- ROLE COMMAND…]…
+ *   quota-node [--overcommit X] [--headroom BYTES] [--pair] [--wait-all] --role NAME=FLOOR:CEILING … -- ROLE COMMAND… [-- ROLE COMMAND…]…
  *
- * Floors and ceilings are per device, in bytes, or in per cent of what a device has. It waits for the last command and then kills the others. Exit status: the last
- * command's; 1 when the ledger is not consistent and empty after that; 77 without a driver. */
+ * Floors and ceilings are per device, in bytes, or in per cent of what a device has. It waits for the last command and then kills the others; with --wait-all it waits for all of them.
+ * Exit status: the last command's, or the first that is not 0 of all; 1 when the ledger is not consistent and empty after that; 77 without a driver.
+ * --pair: descriptor 9 of the first two commands is a socket between them. Their environment says what device 0 had in use before them (CORRAL_TEST_BASELINE). */
 #include "quota/cuda/driver_types.h"
 #include "quota/shared.h"
+#include "tests/quota/physical_count.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,15 +15,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define COMMANDS_MAX 64
+#define PAIR_FD 9
 
 struct node {
     struct corral_ledger *plan;
     double overcommit;
     uint64_t headroom;
+    bool pair, wait_all;
     const char *roles[CORRAL_LEDGER_ROLES_MAX];
     uint32_t role_count;
     struct {
@@ -100,7 +105,8 @@ static int plan_devices(struct node *n, struct corral_error *err)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: quota-node [--overcommit X] [--headroom BYTES] --role NAME=FLOOR:CEILING ... -- "
+    fprintf(stderr, "usage: quota-node [--overcommit X] [--headroom BYTES] [--pair] [--wait-all] --role "
+                    "NAME=FLOOR:CEILING ... -- "
                     "ROLE COMMAND... [-- ROLE "
                     "COMMAND...]\n");
     return 2;
@@ -110,7 +116,10 @@ static int parse(struct node *n, int argc, char **argv)
 {
     int i = 1;
     for (; i + 1 < argc && strcmp(argv[i], "--") != 0; i += 2) {
-        if (strcmp(argv[i], "--overcommit") == 0) {
+        if (strcmp(argv[i], "--pair") == 0 || strcmp(argv[i], "--wait-all") == 0) {
+            *(argv[i][2] == 'p' ? &n->pair : &n->wait_all) = true;
+            i--;
+        } else if (strcmp(argv[i], "--overcommit") == 0) {
             n->overcommit = strtod(argv[i + 1], NULL);
         } else if (strcmp(argv[i], "--headroom") == 0) {
             n->headroom = strtoull(argv[i + 1], NULL, 10);
@@ -149,10 +158,52 @@ static void become(const struct corral_quota *q, uint32_t role, int fd, char **a
     _exit(127);
 }
 
+/* What device 0 has in use before anybody of ours: where NVML does not know our processes, all above it is theirs. */
+static void set_baseline(const struct corral_ledger *l)
+{
+    char uuid[PHYSICAL_UUID_TEXT], text[32];
+    int64_t process, device = -1;
+    physical_uuid_text(l->device[0].uuid, uuid);
+    if (physical_read_nvml(uuid, getpid(), &process, &device) && device >= 0) {
+        snprintf(text, sizeof text, "%lld", (long long)device);
+        setenv(PHYSICAL_ENV_BASELINE, text, 1);
+    }
+}
+
+static int exit_status(int status)
+{
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* The last command's end, or everybody's. */
+static int wait_for(const struct node *n)
+{
+    int status = 1, rc = 0;
+    uint32_t last = n->command_count - 1;
+    for (uint32_t c = 0; n->wait_all && c < last; c++) {
+        waitpid(n->command[c].pid, &status, 0);
+        rc = rc != 0 ? rc : exit_status(status);
+    }
+    status = 1;
+    waitpid(n->command[last].pid, &status, 0);
+    for (uint32_t c = 0; !n->wait_all && c < last; c++) {
+        int killed;
+        kill(n->command[c].pid, SIGKILL);
+        waitpid(n->command[c].pid, &killed, 0);
+    }
+    return rc != 0 ? rc : exit_status(status);
+}
+
 static int run(struct node *n, struct corral_quota *q, int fd)
 {
     /* CORRAL_TEST_PRELOAD: another one, or several. */
     const char *interposer = getenv("CORRAL_TEST_PRELOAD");
+    int pair[2] = {-1, -1};
+    if (n->pair && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        fprintf(stderr, "quota-node: no socket pair\n");
+        return 1;
+    }
+    set_baseline(corral_quota_ledger(q));
     for (uint32_t c = 0; c < n->command_count; c++) {
         uint32_t role = corral_ledger_find_role(corral_quota_ledger(q), n->command[c].role);
         if (role == UINT32_MAX || interposer == NULL) {
@@ -162,17 +213,18 @@ static int run(struct node *n, struct corral_quota *q, int fd)
         }
         pid_t pid = fork();
         if (pid == 0) {
+            if (n->pair && c < 2) {
+                dup2(pair[c], PAIR_FD);
+            }
             become(q, role, fd, n->command[c].argv, interposer);
         }
         n->command[c].pid = pid;
     }
-    int status = 1;
-    waitpid(n->command[n->command_count - 1].pid, &status, 0);
-    for (uint32_t c = 0; c + 1 < n->command_count; c++) {
-        kill(n->command[c].pid, SIGKILL);
-        waitpid(n->command[c].pid, NULL, 0);
+    if (n->pair) {
+        close(pair[0]);
+        close(pair[1]);
     }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return wait_for(n);
 }
 
 /* Everybody is dead: nothing may be left, and the ledger says so itself. */

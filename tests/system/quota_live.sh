@@ -91,6 +91,25 @@ same "below the planned floor: exit code" "$rc" 0
 at=$(last_step "$RUN")
 check "steps go on below the planned floor" wait_until 20 reached "$RUN" $((at + 50))
 
+# ---- a client that is killed while it waits: its change is put back, and others need not wait for it ----
+agent_b=$(for p in $(survivors "$RUN"); do [[ $(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null) == *" agent "*" b "* ]] && echo "$p"; done | head -n 1)
+need "node b has an agent" test -n "$agent_b"
+kill -STOP "$agent_b" # it does not answer, so the change waits
+(cd "$T" && exec "$RLCTL" quota set "$RUN" rollout.ceiling=68MiB --wait 60s >"$T/gone.out" 2>&1) &
+gone=$!
+begun() { grep -q "a change of quotas begins.*wait_ms 60000" "$RUN/logs/coordinator.log"; }
+check "a change begins" wait_until 4 begun
+rl second quota set "$RUN" eval.ceiling=23MiB
+matches "while it waits, others are kept out" "$(err_of second)" "another change of quotas is under way"
+kill -KILL "$gone"
+wait "$gone" 2>/dev/null
+noticed() { grep -q "who asked for a change of quotas has gone" "$RUN/logs/coordinator.log"; }
+check "the coordinator notices that its client is gone" wait_until 4 noticed
+kill -CONT "$agent_b"
+again() { rl after quota set "$RUN" eval.ceiling=23MiB; [[ $rc -eq 0 ]]; }
+check "another change is taken" wait_until 10 again
+same "the one of the killed client is not in force" "$(ceiling_of a:1 rollout)" $((70 << 20))
+
 # ---- a worker that is down uses nothing, and must come up again all the same ----
 refused() { rl tiny quota set "$RUN" rollout.ceiling=100KiB rollout.floor=0B; [[ $rc -eq 1 ]]; }
 check "a ceiling below what a worker needs to come up again is refused, also while none is up" refused

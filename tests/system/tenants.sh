@@ -4,8 +4,8 @@
 source "$(dirname "$0")/lib.sh"
 cartpole one.toml tenants
 mkdir "$T/work"
-# Devices 3 to 6 are the tenants' own; `serve` also shares the eval worker's device.
-sed -e 's/^host_devices = 3/host_devices = 7/' -e 's/^gpus = \["a:2"\]/&\nshared = true\ncompute = 60/' "$T/one.toml" >"$T/job.toml"
+# Devices 3 to 7 are the tenants' own; `serve` also shares the eval worker's device.
+sed -e 's/^host_devices = 3/host_devices = 8/' -e 's/^gpus = \["a:2"\]/&\nshared = true\ncompute = 60/' "$T/one.toml" >"$T/job.toml"
 cat >>"$T/job.toml" <<TOML
 [[tenant]]
 name = "serve"
@@ -27,6 +27,12 @@ name = "crash"
 gpus = ["a:5"]
 floor = "64MiB"
 command = ["bash", "-c", "echo started; exit 3"]
+[[tenant]]
+name = "holder"
+gpus = ["a:7"]
+floor = "64MiB"
+restart = "never"
+command = ["bash", "-c", "x=\$(head -c 6M /dev/zero | tr '\\\\0' x); echo \"has \${#x}\"; sleep 700"]
 [[tenant]]
 name = "hog"
 gpus = ["a:6"]
@@ -54,6 +60,8 @@ check "the one that takes too much is stopped" wait_until 30 hog_is_down
 check "it began" grep -q taking "$RUN/logs/hog.log"
 same "it did not get more than its ceiling" "$(grep -c took "$RUN/logs/hog.log")" 0
 check "the one that serves runs, with its whole ceiling charged" wait_until 10 tenant "serve running 0 0 $((24 << 20))"
+holds() { rl held quota show "$RUN" --json && [[ $(awk '/"role": "holder"/ { on = 1 } on && /"physical": / { gsub(/[^0-9]/, ""); print; exit }' "$T/held.out") -gt $((6 << 20)) ]]; }
+check "what a tenant's processes really hold is read" wait_until 10 holds
 line=$(head -n 1 "$RUN/logs/serve.log")
 matches "it has its environment, its folder, no GPU and a quota" "$line" "^hello there from $T/work, gpus '', ledger /proc/[0-9]+/fd/[0-9]+$"
 

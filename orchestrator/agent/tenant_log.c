@@ -1,0 +1,94 @@
+#include "orchestrator/agent/tenant_log.h"
+#include "base/file.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BLOCK 4096
+#define END ".log"
+#define OLD_END ".old.log"
+
+/* The file's own path, and that of the older part. */
+static enum corral_status name_files(int fd, char path[PATH_MAX], char old[PATH_MAX],
+                                     struct corral_error *err)
+{
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t bytes = readlink(link, path, PATH_MAX - 1);
+    if (bytes < 0) {
+        return corral_fail_sys(err, errno, "finding the log's name");
+    }
+    path[bytes] = '\0';
+    size_t stem = (size_t)bytes - strlen(END);
+    if ((size_t)bytes <= strlen(END) || strcmp(path + stem, END) != 0 || stem + sizeof OLD_END > PATH_MAX) {
+        return corral_fail(err, CORRAL_INVALID, "%.200s is no log's name", path);
+    }
+    memcpy(old, path, stem);
+    memcpy(old + stem, OLD_END, sizeof OLD_END);
+    return CORRAL_OK;
+}
+
+/* Up to the end as it is when it is reached. */
+static enum corral_status copy(int from, const char *to_path, off_t *copied, struct corral_error *err)
+{
+    CORRAL_AUTO_CLOSE int to = open(to_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (to < 0) {
+        return corral_fail_sys(err, errno, "opening %s", to_path);
+    }
+    char buffer[65536];
+    *copied = 0;
+    for (;;) {
+        ssize_t got = pread(from, buffer, sizeof buffer, *copied);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            return got == 0 ? CORRAL_OK : corral_fail_sys(err, errno, "reading a log");
+        }
+        for (ssize_t done = 0; done < got;) {
+            ssize_t put = write(to, buffer + done, (size_t)(got - done));
+            if (put < 0 && errno != EINTR) {
+                return corral_fail_sys(err, errno, "writing %s", to_path);
+            }
+            done += put > 0 ? put : 0;
+        }
+        *copied += got;
+    }
+}
+
+enum corral_status corral_tenant_log_turn(int fd, uint64_t bytes_max, bool *turned, struct corral_error *err)
+{
+    struct stat st;
+    char path[PATH_MAX], old[PATH_MAX];
+    off_t copied = 0;
+    if (turned) {
+        *turned = false;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size <= bytes_max ||
+        !(fcntl(fd, F_GETFL) & O_APPEND)) {
+        return CORRAL_OK;
+    }
+    CORRAL_TRY(name_files(fd, path, old, err));
+    CORRAL_AUTO_CLOSE int from = open(path, O_RDWR | O_CLOEXEC);
+    struct stat same;
+    if (from < 0 || fstat(from, &same) != 0 || same.st_ino != st.st_ino || same.st_dev != st.st_dev) {
+        return corral_fail(err, CORRAL_NOT_FOUND, "%.200s is not the log any more", path);
+    }
+    enum corral_status status = copy(from, old, &copied, err);
+    if (status != CORRAL_OK) {
+        (void)unlink(old); /* a full disk: the limit matters more than what is old */
+    }
+    off_t whole = copied / BLOCK * BLOCK;
+    bool cut = status == CORRAL_OK && whole > 0 && fallocate(from, FALLOC_FL_COLLAPSE_RANGE, 0, whole) == 0;
+    if (!cut && ftruncate(from, 0) != 0) {
+        return corral_fail_sys(err, errno, "cutting %.200s", path);
+    }
+    if (turned) {
+        *turned = true;
+    }
+    return status;
+}
