@@ -32,9 +32,14 @@ static const struct {
     const char *name;
     uint32_t bytes;
 } dtypes[] = {
-    [CORRAL_DTYPE_U8] = {"U8", 1},   [CORRAL_DTYPE_I32] = {"I32", 4},   [CORRAL_DTYPE_I64] = {"I64", 8},
-    [CORRAL_DTYPE_F16] = {"F16", 2}, [CORRAL_DTYPE_BF16] = {"BF16", 2}, [CORRAL_DTYPE_F32] = {"F32", 4},
-    [CORRAL_DTYPE_F64] = {"F64", 8}, [CORRAL_DTYPE_U64] = {"U64", 8},
+    [CORRAL_DTYPE_U8] = {"U8", 1},           [CORRAL_DTYPE_I32] = {"I32", 4},
+    [CORRAL_DTYPE_I64] = {"I64", 8},         [CORRAL_DTYPE_F16] = {"F16", 2},
+    [CORRAL_DTYPE_BF16] = {"BF16", 2},       [CORRAL_DTYPE_F32] = {"F32", 4},
+    [CORRAL_DTYPE_F64] = {"F64", 8},         [CORRAL_DTYPE_U64] = {"U64", 8},
+    [CORRAL_DTYPE_F8_E4M3] = {"F8_E4M3", 1}, [CORRAL_DTYPE_F8_E5M2] = {"F8_E5M2", 1},
+    [CORRAL_DTYPE_BOOL] = {"BOOL", 1},       [CORRAL_DTYPE_I8] = {"I8", 1},
+    [CORRAL_DTYPE_I16] = {"I16", 2},         [CORRAL_DTYPE_U16] = {"U16", 2},
+    [CORRAL_DTYPE_U32] = {"U32", 4},
 };
 
 uint32_t corral_dtype_bytes(enum corral_dtype dtype)

@@ -20,7 +20,15 @@ enum corral_dtype {
     CORRAL_DTYPE_BF16,
     CORRAL_DTYPE_F32,
     CORRAL_DTYPE_F64,
-    CORRAL_DTYPE_U64
+    CORRAL_DTYPE_U64,
+    /* The values are in wire formats: new ones go to the end. */
+    CORRAL_DTYPE_F8_E4M3,
+    CORRAL_DTYPE_F8_E5M2,
+    CORRAL_DTYPE_BOOL,
+    CORRAL_DTYPE_I8,
+    CORRAL_DTYPE_I16,
+    CORRAL_DTYPE_U16,
+    CORRAL_DTYPE_U32
 };
 uint32_t corral_dtype_bytes(enum corral_dtype dtype);
 const char *corral_dtype_name(enum corral_dtype dtype); /* safetensors' names: "F32", "BF16", … */

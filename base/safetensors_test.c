@@ -94,7 +94,7 @@ static void refuses_a_malformed_header(void **state)
 {
     (void)state;
     expect_refused("[]", 0, CORRAL_PROTOCOL, "object");
-    expect_refused("{" TENSOR("a", "BOOL", "[4]", 0, 4) "}", 4, CORRAL_UNSUPPORTED, "BOOL");
+    expect_refused("{" TENSOR("a", "F8_E8M0", "[4]", 0, 4) "}", 4, CORRAL_UNSUPPORTED, "F8_E8M0");
     expect_refused("{" TENSOR("a", "U8", "4", 0, 4) "}", 4, CORRAL_PROTOCOL, "shape");
     expect_refused("{" TENSOR("a", "U8", "[1,1,1,1,1,1,1,1,1]", 0, 1) "}", 1, CORRAL_PROTOCOL, "shape");
     expect_refused("{" TENSOR("a", "U8", "[-4]", 0, 4) "}", 4, CORRAL_PROTOCOL, "shape[0]");

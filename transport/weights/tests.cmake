@@ -6,3 +6,6 @@ corral_test(weights_receiver_test SOURCES weights/receiver_test.c DEPS corral_tr
 corral_test(weights_publisher_test SOURCES weights/publisher_test.c DEPS corral_transport)
 corral_test(weights_catch_up_test SOURCES weights/catch_up_test.c DEPS corral_transport)
 corral_test(weights_reshard_test SOURCES weights/reshard/plan_test.c DEPS corral_transport)
+foreach(weights_part ${CORRAL_WEIGHTS_PARTS})
+  include(${CMAKE_CURRENT_SOURCE_DIR}/weights/${weights_part}/tests.cmake OPTIONAL)
+endforeach()

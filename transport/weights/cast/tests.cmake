@@ -1,0 +1,1 @@
+corral_test(weights_cast_test SOURCES weights/cast/cast_test.c DEPS corral_transport)
