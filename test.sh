@@ -76,6 +76,10 @@ all() {
 packages=("${packages_build[@]}" "${packages_test[@]}")
 [[ $mode != all ]] || packages+=("${packages_clang[@]}")
 packages_ensure "${packages[@]}"
+# Without these, tests/rdma is skipped with the reason.
+if packages_ensure "${packages_guest[@]}" && [[ ${CORRAL_NO_INSTALL:-0} != 1 ]]; then
+    phase "fetch the guest's kernel" bash tests/rdma/kernel.sh fetch || echo "going on without it"
+fi
 
 build dev
 if [[ $mode != quick ]]; then

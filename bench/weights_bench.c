@@ -3,6 +3,7 @@
  * All in one process on loopback: the tcp figures include the receiver thread's share of the cores. */
 #include "base/clock.h"
 #include "base/log.h"
+#include "transport/weights/node_receiver.h"
 #include "transport/weights/publisher.h"
 
 #include <errno.h>
@@ -120,7 +121,6 @@ struct bench {
 
 static enum corral_status start(struct bench *b, struct corral_error *err)
 {
-    char endpoint[96];
     struct corral_manifest *m = NULL;
     CORRAL_TRY(corral_manifest_create(&m, 1, err));
     CORRAL_TRY(corral_manifest_add(m, "w", CORRAL_DTYPE_U8, 1, &b->bytes, err));
@@ -128,12 +128,20 @@ static enum corral_status start(struct bench *b, struct corral_error *err)
     CORRAL_TRY(corral_weight_store_create(b->bytes, &b->fd[1], err));
     CORRAL_TRY(corral_weight_store_attach(b->fd[0], &b->local, err));
     CORRAL_TRY(corral_weight_store_attach(b->fd[1], &b->remote, err));
-    CORRAL_TRY(corral_weight_receiver_start(&b->receiver, b->remote, "127.0.0.1", RUN, secret, endpoint,
-                                            sizeof endpoint, err));
-    CORRAL_TRY(corral_weight_publisher_create(&b->shm, m, RUN, secret, 10000, err));
-    CORRAL_TRY(corral_weight_publisher_create(&b->tcp, m, RUN, secret, 10000, err));
-    CORRAL_TRY(corral_weight_publisher_add_shm(b->shm, b->local, err));
-    CORRAL_TRY(corral_weight_publisher_add_tcp(b->tcp, "remote", endpoint, err));
+    const struct corral_node_receiver_options receiver = {.node = "remote",
+                                                          .host = "127.0.0.1",
+                                                          .manifest = m,
+                                                          .store = b->remote,
+                                                          .run = RUN,
+                                                          .secret = secret};
+    const struct corral_publisher_options publisher = {
+        .manifest = m, .run = RUN, .secret = secret, .deadline_ms = 10000};
+    CORRAL_TRY(corral_weight_receiver_start(&b->receiver, &receiver, err));
+    CORRAL_TRY(corral_weight_publisher_create(&b->shm, &publisher, err));
+    CORRAL_TRY(corral_weight_publisher_create(&b->tcp, &publisher, err));
+    CORRAL_TRY(corral_weight_publisher_add_store(b->shm, b->local, err));
+    CORRAL_TRY(corral_weight_publisher_add_node(b->tcp, "remote",
+                                                corral_weight_receiver_endpoint(b->receiver), err));
     corral_manifest_destroy(m);
     b->weights = malloc(b->bytes);
     b->copy = malloc(b->bytes);

@@ -31,6 +31,7 @@ int corral_cmd_list(int argc, char **argv);
 int corral_cmd_audit(int argc, char **argv);
 int corral_cmd_logs(int argc, char **argv);
 int corral_cmd_quota(int argc, char **argv);
+int corral_cmd_weights(int argc, char **argv);
 int corral_cmd_stop(int argc, char **argv);
 int corral_cmd_completion(int argc, char **argv);
 int corral_cmd_agent(int argc, char **argv);

@@ -11,6 +11,7 @@ const struct corral_command corral_commands[] = {
     {"list", "list runs", corral_cmd_list, false},
     {"logs", "print what a run's processes logged", corral_cmd_logs, false},
     {"quota", "show or change a running job's memory quotas", corral_cmd_quota, false},
+    {"weights", "show where weight versions are, or measure lanes", corral_cmd_weights, false},
     {"stop", "end a run in order, with a checkpoint", corral_cmd_stop, false},
     {"resume", "go on with a run that ended or crashed", corral_cmd_resume, false},
     {"devices", "show this machine's devices, or a job's", corral_cmd_devices, false},

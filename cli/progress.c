@@ -69,6 +69,9 @@ void corral_progress_started(struct corral_progress *p, const struct corral_run_
 {
     if (!p->quiet) {
         fprintf(stderr, "  fences    %s\n", s->fences);
+        if (s->weights[0]) {
+            fprintf(stderr, "  weights   %s\n", s->weights);
+        }
     }
     p->printed_ns = corral_now_ns(&corral_clock_monotonic);
 }

@@ -9,10 +9,14 @@
 packages_build=(
     gcc g++ libc6-dev cmake ninja-build pkg-config
     libzmq3-dev libmsgpack-dev libevent-dev libjansson-dev libsqlite3-dev libxxhash-dev
-    libssl-dev libhwloc-dev libopenblas-dev libtomlplusplus-dev
+    libssl-dev libhwloc-dev libopenblas-dev libtomlplusplus-dev libibverbs-dev
 )
 # shellcheck disable=SC2034
 packages_test=(libcmocka-dev binutils groff-base spin)
+# shellcheck disable=SC2034  # the guest with real InfiniBand verbs (tests/rdma); its kernel is fetched by tests/rdma/kernel.sh
+packages_guest=(
+    qemu-system-x86 busybox-static cpio kmod rdma-core ibverbs-providers ibverbs-utils perftest iproute2 libibverbs-dev
+)
 # shellcheck disable=SC2034
 packages_clang=(clang-14 libclang-rt-14-dev)
 

@@ -24,7 +24,7 @@ pc=$(find "$prefix" -name corral.pc)
 libdir=$(dirname "$(dirname "${pc:?no corral.pc was installed}")")
 
 missing=0
-for file in bin/rlctl include/corral/env.h include/corral/rollout.h include/corral/status.h \
+for file in bin/rlctl include/corral/env.h include/corral/rollout.h include/corral/status.h include/corral/weights.h \
     share/man/man1/rlctl.1 share/man/man3/corral_make.3 share/man/man7/corral-env.7 \
     share/bash-completion/completions/rlctl; do
     [[ -s $prefix/$file ]] || { echo "not installed: $file" >&2; missing=1; }

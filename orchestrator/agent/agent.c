@@ -95,6 +95,9 @@ static enum corral_status on_message(struct corral_agent *a, const char *type,
     if (strncmp(type, "quota_", 6) == 0) {
         return corral_agent_quota_message(a, type, message, err);
     }
+    if (strncmp(type, "weights_", 8) == 0) {
+        return corral_agent_weights_message(a, type, message, err);
+    }
     return CORRAL_OK; /* "heard": only its arrival matters */
 }
 
@@ -141,9 +144,7 @@ static void on_beat(void *ctx)
     if (corral_agent_send_beat(a, &err) != CORRAL_OK) {
         corral_log_warn("beat not sent", LOG_ERR(&err));
     }
-    if (!paused) {
-        corral_agent_check_hangs(a);
-    }
+    corral_agent_check_hangs(a);
 }
 
 /* While stopping: kill what is left after the grace period. */
@@ -265,6 +266,7 @@ static void agent_close(struct corral_agent *a)
     }
     corral_agent_close_tenants(a);
     corral_agent_quota_close(a);
+    corral_agent_weights_close(a);
     corral_agent_observe_stop(a);
     corral_loop_destroy(a->loop);
     corral_bus_client_destroy(a->bus);

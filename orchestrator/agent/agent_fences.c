@@ -1,4 +1,5 @@
 /* What stands around the node's processes beside the ledger: kernel and driver limits (quota/fences), and the environment by which a process finds its quota. */
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "orchestrator/agent/agent_internal.h"
@@ -275,6 +276,9 @@ enum corral_status corral_agent_begin_fences(struct corral_agent *a, const char 
 enum corral_status corral_agent_make_fences(struct corral_agent *a, struct corral_error *err)
 {
     memset(a->fence_group, 0xff, sizeof a->fence_group);
+    /* Two of them may hang, one under MPS and one under dmem: a fence less is told, and no reason to be late. */
+    uint64_t wait_ms = a->job->fault.start_timeout_ns / 3 / CORRAL_NS_PER_MS;
+    corral_fence_canary_wait((uint32_t)CORRAL_MIN(wait_ms, UINT64_C(30000)));
     if (!getcwd(a->folder, sizeof a->folder)) {
         return corral_fail_sys(err, errno, "reading the path of the run folder");
     }

@@ -2,7 +2,7 @@
  *
  *   agent.c          set-up, loop, messages      agent_node.c     the shared mappings       agent_workers.c  worker processes
  *   agent_fences.c   groups, environments        agent_tenants.c  tenants                   agent_report.c   messages to the coordinator
- *   children.c       what a killed process leaves behind
+ *   agent_weights.c  how weights stand, lanes measured    children.c       what a killed process leaves behind
  */
 #ifndef CORRAL_ORCHESTRATOR_AGENT_INTERNAL_H
 #define CORRAL_ORCHESTRATOR_AGENT_INTERNAL_H
@@ -88,6 +88,7 @@ struct corral_agent {
     struct corral_weight_store *store;
     struct corral_weight_receiver *receiver; /* only with several nodes */
     char weights_endpoint[256];
+    struct corral_agent_probe *probe; /* agent_weights.c: lanes being measured, or NULL */
     int ledger_fd, store_fd, board_fd, collective_fd;
     int gpu_claim[CORRAL_JOB_NODE_DEVICES_MAX]; /* gpu_claim.h; by slot, -1: none */
     struct corral_agent_worker worker[CORRAL_AGENT_WORKERS_MAX];
@@ -102,7 +103,9 @@ struct corral_agent {
     char fences_live[256]; /* for proof records */
     char folder[CORRAL_JOB_TEXT_MAX], interposer[CORRAL_JOB_TEXT_MAX];
     uint64_t heard_ns; /* the coordinator's last message */
-    uint64_t beat_ns;  /* when it last beat and looked after its workers */
+    uint64_t beat_ns;  /* when it last beat */
+    uint64_t check_ns; /* when it last looked whether workers hang */
+    uint64_t back_ns;  /* the first such look after a pause of its own; 0: never */
     bool stopping;
     uint64_t stop_deadline_ns;
     struct corral_agent_observer *observer; /* agent_observe.h */
@@ -163,5 +166,13 @@ enum corral_status corral_agent_send_exited(struct corral_agent *a, const struct
 enum corral_status corral_agent_send_tenant(struct corral_agent *a, const struct corral_agent_tenant *t,
                                             const char *event, struct corral_error *err);
 enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_error *err);
+enum corral_status corral_agent_send(struct corral_agent *a, struct corral_error *err); /* what is in a->out */
+
+/* agent_weights.c: `weights_*` of the coordinator; the beat's part about weights. */
+void corral_agent_write_weights(struct corral_agent *a);
+enum corral_status corral_agent_weights_message(struct corral_agent *a, const char *type,
+                                                const struct corral_mpack_node *message,
+                                                struct corral_error *err);
+void corral_agent_weights_close(struct corral_agent *a);
 
 #endif

@@ -1,7 +1,11 @@
 #include "base/clock.h"
 #include "orchestrator/agent/agent_internal.h"
+#include "orchestrator/weight_lanes.h"
 #include "transport/collective/collective.h"
+#include "transport/weights/node_receiver.h"
+#include "worker/policy_manifest.h"
 #include "worker/state_vault.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,9 +34,28 @@ static enum corral_status make_store(struct corral_agent *a, struct corral_error
     if (a->job->node_count == 1) {
         return CORRAL_OK;
     }
-    return corral_weight_receiver_start(&a->receiver, a->store, corral_job_node_host(a->job, a->node),
-                                        a->launch.run, a->launch.secret, a->weights_endpoint,
-                                        sizeof a->weights_endpoint, err);
+    char lanes[CORRAL_WEIGHT_LANES_MAX];
+    const struct corral_lane_options here = {.local_host = NULL};
+    if (a->job->weights.transport == CORRAL_WEIGHTS_RDMA &&
+        corral_lane_rdma_ops.available(&here, err) != CORRAL_OK) {
+        return corral_error_prefix(err, CORRAL_UNSUPPORTED, "weights.transport = \"rdma\"");
+    }
+    corral_weight_lanes(a->job, lanes);
+    CORRAL_CLEANUP(corral_manifest_destroyp) struct corral_manifest *manifest = NULL;
+    CORRAL_TRY(corral_policy_manifest(&layout, &manifest, err));
+    const struct corral_node_receiver_options options = {
+        .node = a->job->node[a->node].name,
+        .host = corral_job_node_host(a->job, a->node),
+        .manifest = manifest,
+        .store = a->store,
+        .run = a->launch.run,
+        .secret = a->launch.secret,
+        .lanes = lanes,
+    };
+    CORRAL_TRY(corral_weight_receiver_start(&a->receiver, &options, err));
+    snprintf(a->weights_endpoint, sizeof a->weights_endpoint, "%s",
+             corral_weight_receiver_endpoint(a->receiver));
+    return CORRAL_OK;
 }
 
 static enum corral_status list_workers(struct corral_agent *a, struct corral_error *err)

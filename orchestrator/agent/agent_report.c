@@ -1,7 +1,7 @@
 #include "base/clock.h"
 #include "orchestrator/agent/agent_internal.h"
 
-static enum corral_status send_message(struct corral_agent *a, struct corral_error *err)
+enum corral_status corral_agent_send(struct corral_agent *a, struct corral_error *err)
 {
     enum corral_status status = corral_bus_client_send(a->bus, a->out, err);
     corral_mpack_writer_reset(a->out);
@@ -22,7 +22,7 @@ enum corral_status corral_agent_send_node(struct corral_agent *a, struct corral_
     corral_mpack_kv_str(a->out, "node", a->job->node[a->node].name);
     corral_mpack_kv_str(a->out, "weights_endpoint", a->weights_endpoint);
     corral_mpack_kv_u64(a->out, "workers", a->worker_count);
-    CORRAL_TRY(send_message(a, err));
+    CORRAL_TRY(corral_agent_send(a, err));
     for (uint32_t i = 0; i < a->tenant_count;
          i++) { /* those that were started before there was anybody to tell */
         CORRAL_TRY(corral_agent_send_tenant(a, &a->tenant[i], "started", err));
@@ -47,7 +47,7 @@ enum corral_status corral_agent_send_tenant(struct corral_agent *a, const struct
     corral_mpack_kv_str(a->out, "event", event);
     corral_mpack_kv_i64(a->out, "code", t->exit_code);
     corral_mpack_kv_str(a->out, "reason", t->reason);
-    return send_message(a, err);
+    return corral_agent_send(a, err);
 }
 
 enum corral_status corral_agent_send_exited(struct corral_agent *a, const struct corral_agent_worker *w,
@@ -61,7 +61,7 @@ enum corral_status corral_agent_send_exited(struct corral_agent *a, const struct
     corral_mpack_kv_i64(a->out, "code", code);
     corral_mpack_kv_str(a->out, "reason", reason);
     corral_mpack_kv_u64(a->out, "ran_ms", ran_ms);
-    return send_message(a, err);
+    return corral_agent_send(a, err);
 }
 
 static void write_worker(struct corral_agent *a, const struct corral_agent_worker *w, uint64_t now)
@@ -119,7 +119,7 @@ enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_
     static struct corral_ledger ledger; /* too large for the stack; one agent per process */
     corral_quota_snapshot(a->quota, &ledger);
     uint64_t now = corral_now_ns(&corral_clock_monotonic);
-    corral_mpack_map(a->out, 6);
+    corral_mpack_map(a->out, 7);
     corral_mpack_kv_str(a->out, "type", "beat");
     corral_mpack_kv_str(a->out, "node", a->job->node[a->node].name);
     corral_mpack_kv_bool(a->out, "consistent", corral_ledger_consistent(&ledger));
@@ -136,5 +136,6 @@ enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_
     }
     corral_mpack_str(a->out, "memory");
     write_memory(a, &ledger);
-    return send_message(a, err);
+    corral_agent_write_weights(a);
+    return corral_agent_send(a, err);
 }

@@ -137,7 +137,8 @@ static void check_worker(struct corral_agent *a, struct corral_agent_worker *w, 
     uint64_t since = atomic_load_explicit(&slot->activity_ns, memory_order_relaxed);
     enum corral_activity activity =
         (enum corral_activity)atomic_load_explicit(&slot->activity, memory_order_relaxed);
-    uint64_t last = CORRAL_MAX(beat, since);
+    /* Nobody is silent for longer than the agent has looked. */
+    uint64_t last = CORRAL_MAX(CORRAL_MAX(beat, since), a->back_ns);
     if (w->process.pid == 0 || w->kill_reason[0] != 0 || now <= last ||
         now - last <= silence_limit(a->job, activity)) {
         return;
@@ -159,7 +160,13 @@ static void check_worker(struct corral_agent *a, struct corral_agent_worker *w, 
 
 void corral_agent_check_hangs(struct corral_agent *a)
 {
-    uint64_t now = corral_now_ns(&corral_clock_monotonic);
+    uint64_t now = corral_now_ns(&corral_clock_monotonic), dead_after = a->job->fault.dead_after_ns;
+    uint64_t late = CORRAL_MIN(dead_after / 2, CORRAL_MAX(2 * a->job->fault.heartbeat_ns, dead_after / 4));
+    /* An agent that was stopped with the ledger's lock in its hands has itself kept them from beating. */
+    if (a->check_ns != 0 && now - a->check_ns > late) {
+        a->back_ns = now;
+    }
+    a->check_ns = now;
     for (uint32_t i = 0; i < a->worker_count; i++) {
         check_worker(a, &a->worker[i], now);
     }

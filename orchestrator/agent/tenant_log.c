@@ -8,7 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BLOCK 4096
+#define BLOCK UINT64_C(4096)
+#define OLD_PARTS 2 /* limits that are kept of what is old */
 #define END ".log"
 #define OLD_END ".old.log"
 
@@ -32,17 +33,12 @@ static enum corral_status name_files(int fd, char path[PATH_MAX], char old[PATH_
     return CORRAL_OK;
 }
 
-/* Up to the end as it is when it is reached. */
-static enum corral_status copy(int from, const char *to_path, off_t *copied, struct corral_error *err)
+/* What is in [at, end): not to an end that a program may move on faster than it is copied. */
+static enum corral_status copy(int from, uint64_t at, uint64_t end, int to, struct corral_error *err)
 {
-    CORRAL_AUTO_CLOSE int to = open(to_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (to < 0) {
-        return corral_fail_sys(err, errno, "opening %s", to_path);
-    }
     char buffer[65536];
-    *copied = 0;
-    for (;;) {
-        ssize_t got = pread(from, buffer, sizeof buffer, *copied);
+    while (at < end) {
+        ssize_t got = pread(from, buffer, CORRAL_MIN(sizeof buffer, end - at), (off_t)at);
         if (got < 0 && errno == EINTR) {
             continue;
         }
@@ -52,19 +48,44 @@ static enum corral_status copy(int from, const char *to_path, off_t *copied, str
         for (ssize_t done = 0; done < got;) {
             ssize_t put = write(to, buffer + done, (size_t)(got - done));
             if (put < 0 && errno != EINTR) {
-                return corral_fail_sys(err, errno, "writing %s", to_path);
+                return corral_fail_sys(err, errno, "writing what is old of a log");
             }
             done += put > 0 ? put : 0;
         }
-        *copied += got;
+        at += (uint64_t)got;
     }
+    return CORRAL_OK;
+}
+
+/* The end of the log, as it is now, goes to `old`, and the log begins anew. */
+static enum corral_status move_away(int from, const char *old, uint64_t bytes_max, struct corral_error *err)
+{
+    struct stat st;
+    CORRAL_AUTO_CLOSE int to = open(old, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (to < 0 || fstat(from, &st) != 0) {
+        corral_fail_sys(err, errno, "opening %s", old);
+        return ftruncate(from, 0) == 0 ? CORRAL_IO : corral_fail_sys(err, errno, "cutting a log");
+    }
+    /* A program may write more than the limit between two looks: what is kept is bounded all the same. */
+    uint64_t end = (uint64_t)st.st_size, most = OLD_PARTS * CORRAL_MAX(bytes_max, BLOCK);
+    enum corral_status status = copy(from, end > most ? end - most : 0, end, to, err);
+    if (status == CORRAL_OK && end >= BLOCK &&
+        fallocate(from, FALLOC_FL_COLLAPSE_RANGE, 0, (off_t)(end / BLOCK * BLOCK)) == 0) {
+        return CORRAL_OK;
+    }
+    if (status == CORRAL_OK && fstat(from, &st) == 0) { /* and what has come meanwhile */
+        status = copy(from, end, CORRAL_MIN((uint64_t)st.st_size, end + most), to, err);
+    }
+    if (status != CORRAL_OK) {
+        (void)unlink(old); /* a full disk: the limit matters more than what is old */
+    }
+    return ftruncate(from, 0) == 0 ? status : corral_fail_sys(err, errno, "cutting a log");
 }
 
 enum corral_status corral_tenant_log_turn(int fd, uint64_t bytes_max, bool *turned, struct corral_error *err)
 {
     struct stat st;
     char path[PATH_MAX], old[PATH_MAX];
-    off_t copied = 0;
     if (turned) {
         *turned = false;
     }
@@ -78,15 +99,7 @@ enum corral_status corral_tenant_log_turn(int fd, uint64_t bytes_max, bool *turn
     if (from < 0 || fstat(from, &same) != 0 || same.st_ino != st.st_ino || same.st_dev != st.st_dev) {
         return corral_fail(err, CORRAL_NOT_FOUND, "%.200s is not the log any more", path);
     }
-    enum corral_status status = copy(from, old, &copied, err);
-    if (status != CORRAL_OK) {
-        (void)unlink(old); /* a full disk: the limit matters more than what is old */
-    }
-    off_t whole = copied / BLOCK * BLOCK;
-    bool cut = status == CORRAL_OK && whole > 0 && fallocate(from, FALLOC_FL_COLLAPSE_RANGE, 0, whole) == 0;
-    if (!cut && ftruncate(from, 0) != 0) {
-        return corral_fail_sys(err, errno, "cutting %.200s", path);
-    }
+    enum corral_status status = move_away(from, old, bytes_max, err);
     if (turned) {
         *turned = true;
     }

@@ -2,10 +2,13 @@
 #include "orchestrator/agent/tenant_log.h"
 #include "tests/check.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char folder[64], path[96], old[96];
@@ -78,6 +81,46 @@ static void what_is_old_is_kept_beside_it_and_writing_goes_on(void **state)
     assert_true(has(old, "line 00000000\n") && has(old, "line 00009999\n"));
 }
 
+/* More than the limit may come between two looks. */
+static void what_is_kept_is_bounded_however_much_was_written(void **state)
+{
+    (void)state;
+    say(0, 10000);
+    check_ok(corral_tenant_log_turn(fd, 20000, NULL, &err));
+    assert_int_equal(bytes_of(old), 40000);
+    assert_true(bytes_of(path) < 4096);
+    assert_true(has(old, "line 00009999\n"));
+    assert_false(has(old, "line 00005000\n"));
+}
+
+/* A program that writes faster than its log is copied does not keep the copy going. */
+static void a_program_that_never_pauses_is_no_endless_copy(void **state)
+{
+    (void)state;
+    say(0, 1000);
+    pid_t writer = fork();
+    if (writer == 0) {
+        const struct rlimit limit = {64 << 20, 64 << 20};
+        signal(SIGXFSZ, SIG_IGN);
+        setrlimit(RLIMIT_FSIZE, &limit);
+        static char text[1 << 16];
+        memset(text, 'x', sizeof text);
+        for (;;) {
+            (void)!write(fd, text, sizeof text);
+        }
+    }
+    int turns = 0;
+    for (int i = 0; i < 3; i++) { /* the writer may not have got its turn in between */
+        bool turned = false;
+        check_ok(corral_tenant_log_turn(fd, 1000, &turned, &err));
+        turns += turned;
+        assert_true(bytes_of(old) <= 4 * 4096);
+    }
+    kill(writer, SIGKILL);
+    waitpid(writer, NULL, 0);
+    assert_true(turns > 0);
+}
+
 static void the_older_of_two_parts_goes(void **state)
 {
     (void)state;
@@ -112,6 +155,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_log_within_its_limit_is_left_alone),
         T(what_is_old_is_kept_beside_it_and_writing_goes_on),
+        T(what_is_kept_is_bounded_however_much_was_written),
+        T(a_program_that_never_pauses_is_no_endless_copy),
         T(the_older_of_two_parts_goes),
         T(what_is_no_log_is_left_alone),
     };

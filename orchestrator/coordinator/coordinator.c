@@ -226,6 +226,7 @@ static void on_tick(void *ctx)
     corral_workers_tick(c);
     corral_checkpoint_tick(c);
     corral_quota_tick(c);
+    corral_weights_tick(c);
     if (c->phase == RUN_STARTING) {
         corral_workers_advance(c);
         if (!corral_nodes_joined(c) &&
@@ -320,6 +321,7 @@ static enum corral_status coordinator_open(struct corral_coordinator *c, struct 
     CORRAL_TRY(corral_workers_open(c, err));
     CORRAL_TRY(corral_devices_open(c, err));
     CORRAL_TRY(corral_quota_desk_open(c, err));
+    CORRAL_TRY(corral_weights_open(c, err));
     corral_tenants_open(c);
     CORRAL_TRY(corral_loop_create(&c->loop, err));
     CORRAL_TRY(open_bus(c, err));
@@ -349,6 +351,7 @@ static void coordinator_close(struct corral_coordinator *c)
         corral_journal_close(c->journal);
     }
     corral_quota_desk_close(c);
+    corral_weights_close(c);
     corral_devices_close(c);
     free(c->worker);
 }

@@ -103,6 +103,7 @@ static void on_metrics(struct evhttp_request *request, void *ctx)
     collect_verdicts(c);
     collect_workers(c);
     corral_devices_collect(c);
+    corral_weights_collect(c);
     char *text = NULL;
     size_t bytes = 0;
     FILE *memory = open_memstream(&text, &bytes);

@@ -143,6 +143,7 @@ struct corral_coordinator {
     char http_endpoint[128];
     struct coordinator_quota *quota;
     struct coordinator_devices *devices;
+    struct coordinator_weights *weights;
     struct corral_error failure;
     uint32_t interrupts;
 };
@@ -265,6 +266,29 @@ void corral_quota_client_message(struct corral_coordinator *c, struct corral_bus
 enum corral_status corral_quota_node_message(struct corral_coordinator *c, uint32_t node, const char *type,
                                              const struct corral_mpack_node *m, struct corral_error *err);
 void corral_quota_tick(struct corral_coordinator *c);
+
+/* weights.c */
+enum corral_status corral_weights_open(struct corral_coordinator *c, struct corral_error *err);
+void corral_weights_close(struct corral_coordinator *c);
+enum corral_status corral_weights_beat(struct corral_coordinator *c, uint32_t node,
+                                       const struct corral_mpack_node *beat, struct corral_error *err);
+/* In a `step` of the leading trainer. */
+enum corral_status corral_weights_pushed(struct corral_coordinator *c, const struct corral_mpack_node *step,
+                                         struct corral_error *err);
+json_t *corral_weights_json(const struct corral_coordinator *c); /* status.json: weights */
+void corral_weights_collect(struct corral_coordinator *c);       /* the Prometheus page */
+
+/* weights_desk.c */
+/* True when it is known which lanes weights take between nodes. Otherwise they are being measured, and corral_workers_advance() is called afterwards. */
+bool corral_weights_chosen(struct corral_coordinator *c);
+/* `weights_probed` of an agent. */
+enum corral_status corral_weights_probed(struct corral_coordinator *c, uint32_t node,
+                                         const struct corral_mpack_node *m, struct corral_error *err);
+/* `weights_probe` of a client, which is the desk's from then on. */
+void corral_weights_client(struct corral_coordinator *c, struct corral_bus_peer *peer,
+                           const struct corral_mpack_node *m);
+void corral_weights_client_replaced(struct corral_coordinator *c, const char *name);
+void corral_weights_tick(struct corral_coordinator *c);
 
 /* devices.c */
 enum corral_status corral_devices_open(struct corral_coordinator *c, struct corral_error *err);

@@ -204,6 +204,7 @@ static enum corral_status on_beat(struct corral_coordinator *c, struct coordinat
         CORRAL_TRY(beat_memory(c, n, corral_mpack_at(memory, i), err));
     }
     merge_memory(c);
+    CORRAL_TRY(corral_weights_beat(c, n->index, m, err));
     corral_mpack_map(c->out, 1);
     corral_mpack_kv_str(c->out, "type", "heard");
     corral_coordinator_send(c, n->peer);
@@ -233,6 +234,9 @@ enum corral_status corral_node_message(struct corral_coordinator *c, struct corr
     }
     if (strcmp(type, "observed") == 0) {
         return corral_devices_observed(c, n->index, m, err);
+    }
+    if (strcmp(type, "weights_probed") == 0) {
+        return corral_weights_probed(c, n->index, m, err);
     }
     if (strncmp(type, "quota_", 6) == 0) {
         return corral_quota_node_message(c, n->index, type, m, err);

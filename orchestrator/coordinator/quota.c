@@ -98,6 +98,7 @@ void corral_quota_client_joined(struct corral_coordinator *c, struct corral_bus_
 {
     const char *name = corral_bus_peer_hello(peer)->name;
     struct client *free_one = NULL;
+    corral_weights_client_replaced(c, name);
     for (uint32_t i = 0; i < CLIENTS_MAX; i++) {
         struct client *k = &c->quota->client[i];
         if (k->state == CLIENT_FREE) {
@@ -420,6 +421,10 @@ void corral_quota_client_message(struct corral_coordinator *c, struct corral_bus
         status = on_show(c, k, m, &why);
     } else if (strcmp(type, "quota_set") == 0) {
         status = on_set(c, k, m, &why);
+    } else if (strcmp(type, "weights_probe") == 0) { /* another desk's */
+        *k = (struct client){.state = CLIENT_FREE};
+        corral_weights_client(c, peer, m);
+        return;
     } else {
         return;
     }

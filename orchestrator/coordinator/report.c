@@ -125,6 +125,7 @@ static json_t *status_json(const struct corral_coordinator *c)
     json_object_set_new(root, "proof", corral_proof_json(c));
     json_object_set_new(root, "devices", corral_devices_json(c));
     json_object_set_new(root, "utilisation", corral_devices_groups_json(c));
+    json_object_set_new(root, "weights", corral_weights_json(c));
     json_object_set_new(root, "fences", corral_fences_json(c));
     json_object_set_new(root, "tenants", corral_tenants_json(c));
     json_object_set_new(root, "workers", workers_json(c));

@@ -155,6 +155,7 @@ static enum corral_status lead_step(struct corral_coordinator *c, const struct c
                            s->version, version);
     }
     CORRAL_TRY(corral_mpack_get_u64(m, "pushes", &s->versions_pushed, err));
+    CORRAL_TRY(corral_weights_pushed(c, m, err));
     s->version = version;
     s->transitions += transitions;
     s->staleness_max = CORRAL_MAX(s->staleness_max, staleness_max);

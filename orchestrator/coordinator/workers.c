@@ -128,7 +128,7 @@ void corral_workers_advance(struct corral_coordinator *c)
         bool all = corral_nodes_joined(c) && corral_workers_all(c, CORRAL_ROLE_TRAIN, WORKER_READY) &&
                    corral_workers_all(c, CORRAL_ROLE_ROLLOUT, WORKER_READY) &&
                    corral_workers_all(c, CORRAL_ROLE_EVAL, WORKER_READY);
-        if (!all) {
+        if (!all || !corral_weights_chosen(c)) {
             return;
         }
         corral_run_enter(c, RUN_RUNNING, "every worker is up");

@@ -321,6 +321,28 @@ static enum corral_status check_observe(const struct corral_job *job, struct cor
     return CORRAL_OK;
 }
 
+static enum corral_status check_weights(const struct corral_job *job, struct corral_error *err)
+{
+    const enum corral_weights_transport lane = job->weights.transport;
+    if (lane == CORRAL_WEIGHTS_NCCL || lane == CORRAL_WEIGHTS_CUDA_IPC) {
+        return job_error(
+            job, job_origin(job, "weights", "transport"), err,
+            "`weights.transport` = \"%s\" moves GPU memory, and a node's copy of this job's weights is in "
+            "host memory; write \"auto\", \"tcp\" or \"rdma\"",
+            lane == CORRAL_WEIGHTS_NCCL ? "nccl" : "cuda_ipc");
+    }
+    for (uint32_t i = 0; i < job->node_count && lane == CORRAL_WEIGHTS_SHM; i++) {
+        if (strcmp(job->node[i].address, "local") != 0) {
+            return job_error(
+                job, job_origin(job, "weights", "transport"), err,
+                "`weights.transport` = \"shm\" does not reach node %s, which is another machine; "
+                "write \"auto\", \"tcp\" or \"rdma\"",
+                job->node[i].name);
+        }
+    }
+    return CORRAL_OK;
+}
+
 enum corral_status job_check(struct corral_job *job, struct corral_error *err)
 {
     if (job->dir[0] == '\0') {
@@ -333,6 +355,7 @@ enum corral_status job_check(struct corral_job *job, struct corral_error *err)
     CORRAL_TRY(check_stop(job, err));
     CORRAL_TRY(check_fault(job, err));
     CORRAL_TRY(check_observe(job, err));
+    CORRAL_TRY(check_weights(job, err));
     if (job->stream.durability == CORRAL_STREAM_WAL) {
         return job_error(job, job_origin(job, "stream", "durability"), err,
                          "`stream.durability` = \"wal\" is not supported yet; write \"memory\"");

@@ -40,7 +40,14 @@ enum corral_engine_kind {
 };
 enum corral_algorithm_kind { CORRAL_ALGORITHM_PPO, CORRAL_ALGORITHM_VTRACE };
 enum corral_stream_durability { CORRAL_STREAM_MEMORY, CORRAL_STREAM_WAL };
-enum corral_weights_transport { CORRAL_WEIGHTS_AUTO, CORRAL_WEIGHTS_SHM, CORRAL_WEIGHTS_TCP };
+enum corral_weights_transport {
+    CORRAL_WEIGHTS_AUTO,
+    CORRAL_WEIGHTS_SHM,
+    CORRAL_WEIGHTS_TCP,
+    CORRAL_WEIGHTS_RDMA,
+    CORRAL_WEIGHTS_NCCL,    /* refused: job_check() */
+    CORRAL_WEIGHTS_CUDA_IPC /* refused */
+};
 /* When a tenant that has ended is started again. */
 enum corral_restart { CORRAL_RESTART_ALWAYS, CORRAL_RESTART_ON_FAILURE, CORRAL_RESTART_NEVER };
 enum corral_unknown_driver { CORRAL_UNKNOWN_DRIVER_REFUSE, CORRAL_UNKNOWN_DRIVER_UNPROVEN };
@@ -185,6 +192,7 @@ struct corral_job {
     struct {
         uint32_t every; /* gradient steps per published version */
         enum corral_weights_transport transport;
+        uint64_t measure; /* from this size of a version on, `auto` measures */
         uint64_t deadline_ns;
     } weights;
     struct {

@@ -33,6 +33,9 @@ static const struct error_case cases[] = {
     {HEAD NODE "[partition.trainer]\nrole = \"train\"\nflor = \"1MiB\"\n",
      "9:1: error: unknown key `partition.trainer.flor`; did you mean `partition.trainer.floor`?"},
     {GOOD "[weights]\nxyzzy = 1\n", "20:1: error: unknown key `weights.xyzzy`"},
+    {GOOD "[weights]\ntransport = \"nccl\"\n", "20:13: error: `weights.transport` = \"nccl\" moves GPU "
+                                               "memory, and a node's copy of this job's weights is in "
+                                               "host memory; write \"auto\", \"tcp\" or \"rdma\""},
     /* types */
     {HEAD "seed = \"x\"\n", "4:8: error: `job.seed` must be an integer, not a string"},
     {HEAD "seed = 1.5\n", "4:8: error: `job.seed` must be an integer, not a float"},

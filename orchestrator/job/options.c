@@ -23,7 +23,7 @@ static const char *const engines[] = {"builtin", "vllm", "sglang", "llamacpp", N
 static const char *const isolations[] = {"in-process", "process", NULL};
 static const char *const algorithms[] = {"ppo", "vtrace", NULL};
 static const char *const durabilities[] = {"memory", "wal", NULL};
-static const char *const transports[] = {"auto", "shm", "tcp", NULL};
+static const char *const transports[] = {"auto", "shm", "tcp", "rdma", "nccl", "cuda_ipc", NULL};
 static const char *const logs[] = {"text", "json", NULL};
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
 
@@ -184,7 +184,8 @@ const struct corral_option corral_options[] = {
     {"stream", "durability", CORRAL_OPTION_ENUM, DEF("\"memory\""), .choices = durabilities, JOB(stream.durability), .help = "Where waiting trajectories live. `wal` is not supported yet."},
 
     {"weights", "every", CORRAL_OPTION_U32, DEF("1"), RANGE(1, 1e6), JOB(weights.every), .help = "Gradient steps per published version."},
-    {"weights", "transport", CORRAL_OPTION_ENUM, DEF("\"auto\""), .choices = transports, JOB(weights.transport), .help = "`auto`: shared memory within a node, TCP between nodes."},
+    {"weights", "transport", CORRAL_OPTION_ENUM, DEF("\"auto\""), .choices = transports, JOB(weights.transport), .help = "The lane between nodes (within one it is shared memory). `auto`: the fastest that both ends have, measured at the start for versions of `weights.measure` and more."},
+    {"weights", "measure", CORRAL_OPTION_BYTES, DEF("\"64MiB\""), RANGE(1, I63_MAX), JOB(weights.measure), .help = "Size of a version from which `transport` = \"auto\" measures; smaller ones take the first lane that opens."},
     {"weights", "deadline", CORRAL_OPTION_DURATION, DEF("\"2s\""), RANGE(1e6, HOUR_NS), JOB(weights.deadline_ns), .help = "A receiver that takes longer is dropped; the others commit."},
 
     {"checkpoint", "every", CORRAL_OPTION_U64, DEF("0"), RANGE(0, I63_MAX), JOB(checkpoint.every), .help = "Gradient steps; 0 = only at the end."},

@@ -1,6 +1,7 @@
 #include "orchestrator/worker/worker_config.h"
 #include "base/clock.h"
 #include "orchestrator/plan/memory.h"
+#include "orchestrator/weight_lanes.h"
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,6 +232,7 @@ enum corral_status corral_job_trainer_config(const struct corral_job *job,
     }
     out->weights_every = job->weights.every;
     out->weights_deadline_ms = (uint32_t)(job->weights.deadline_ns / CORRAL_NS_PER_MS);
+    corral_weight_lanes(job, out->weights_lanes);
     out->schedule_env_steps = job->algorithm.schedule_steps;
     out->stop_steps = job->stop.train_steps;
     out->stop_env_steps = job->stop.env_steps;

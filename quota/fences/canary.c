@@ -12,18 +12,23 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CANARY_WAIT_MS \
-    30000 /* MPS starts its server for the first client, and a first context takes seconds */
+#define CANARY_WAIT_MS 30000
 #define SAID_BYTES 1024
 #define LIMIT_BYTES_MAX (2048 * FENCE_MIB) /* with room for a context on every device, which counts */
 #define LIMIT_BYTES_MIN (64 * FENCE_MIB)
 #define WITHIN_BYTES FENCE_MIB
 
-static const char *program; /* set before there are threads, read after */
+static const char *program; /* set before there are threads, read after; so is wait_ms */
+static uint32_t wait_ms = CANARY_WAIT_MS;
 
 void corral_fence_canary_is(const char *path)
 {
     program = path;
+}
+
+void corral_fence_canary_wait(uint32_t ms)
+{
+    wait_ms = ms;
 }
 
 bool fence_read_answer(int fd, uint64_t deadline_ns, char *out, size_t out_bytes)
@@ -153,7 +158,7 @@ static int run_program(const struct fence_canary_spec *spec, const char *const *
                       .enter = spec->enter,
                       .enter_count = spec->enter_count,
                       .out = pipe[1]};
-    uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + CANARY_WAIT_MS * CORRAL_NS_PER_MS;
+    uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + wait_ms * CORRAL_NS_PER_MS;
     pid_t pid = fence_fork(&pidfd);
     if (pid == 0) {
         _exit(run_child(&s));
@@ -185,7 +190,7 @@ bool fence_canary_run(const struct fence_canary_spec *spec, struct corral_cuda_l
     }
     said[strcspn(said, "\n")] = '\0';
     if (code == INT_MIN) {
-        fence_text(why, FENCE_WHY_BYTES, "a canary process hung");
+        fence_text(why, FENCE_WHY_BYTES, "a canary process hung for %.1f s and was killed", wait_ms / 1e3);
     } else {
         fence_text(why, FENCE_WHY_BYTES, "a canary process failed (end: %d): %.120s", code, said);
     }

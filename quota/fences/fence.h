@@ -37,6 +37,9 @@ void corral_fence_report_set(struct corral_fence_report *r, const char *name, en
 /* The program that answers to "canary --limit WITHIN OVER" with corral_cuda_limit_canary() (quota/cuda/canary_limit.h): "/proc/self/exe" for rlctl. Without it, "mps" and "dmem" are not tried and so
  * not live. Set once, before there are threads; the string is kept. */
 void corral_fence_canary_is(const char *path);
+/* How long one of them may take, 30 s unless told: MPS starts its server for the first client, and a first context takes seconds. A fence is tried with two of them, the second only when the first has ended. Set
+ * before there are threads. */
+void corral_fence_canary_wait(uint32_t ms);
 
 /* What this machine could have, each tried with a process of its own in a group of its own that is removed again: for `rlctl doctor` and before a launch. Takes well under a second, and
  * with MPS or dmem as long as two processes need for their first context. All but "interposer", which takes a program started with it. */

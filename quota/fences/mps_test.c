@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define UUID "GPU-01234567-89ab-cdef-0123-456789abcdef"
@@ -218,6 +219,33 @@ static void a_canary_that_fails_is_no_proof(void **state)
     assert_false(m.live);
 }
 
+/* As under a server that accepts and never answers; with its output closed it has said all, and has not ended. */
+static void a_canary_that_hangs_is_killed_and_no_proof(void **state)
+{
+    (void)state;
+    static const char *const hang[] = {"#!/bin/sh\nexec sleep 600\n",
+                                       "#!/bin/sh\nexec sleep 600 >/dev/null 2>&1\n"};
+    struct fence_mps m;
+    struct corral_error err;
+    char program[256];
+    fence_text(program, sizeof program, "%s/canary", folder);
+    control("read q");
+    for (size_t i = 0; i < CORRAL_COUNT_OF(hang); i++) {
+        check_ok(corral_file_write_atomic(program, hang[i], strlen(hang[i]), 0755, false, &err));
+        corral_fence_canary_is(program);
+        corral_fence_canary_wait(200);
+        setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1);
+        fence_mps_try("", &m);
+        unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+        corral_fence_canary_wait(30000);
+        corral_fence_canary_is(NULL);
+        assert_true(m.answers);
+        assert_false(m.tried || m.live || m.shares);
+        assert_string_equal(strstr(m.why, "canary process hung") ? "" : m.why, "");
+        assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* nothing is left of it */
+    }
+}
+
 static void what_a_canary_says_is_data(void **state)
 {
     (void)state;
@@ -259,6 +287,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_driver_that_ignores_its_limits_is_not_live),
         cmocka_unit_test(shares_that_are_ignored_are_said_to_be),
         cmocka_unit_test(a_canary_that_fails_is_no_proof),
+        cmocka_unit_test(a_canary_that_hangs_is_killed_and_no_proof),
         cmocka_unit_test(what_a_canary_says_is_data),
         cmocka_unit_test(a_limit_is_whole_mebibytes_and_never_below),
         cmocka_unit_test(entries_that_would_drop_every_limit_are_refused),

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define CHILD_WAIT_MS 3000
+#define KILL_WAIT_MS 2000
 #define PAGE_BYTES 4096
 #define SPIN_CPU_NS (12 * CORRAL_NS_PER_MS)
 #define SPIN_PERIOD_US 10000
@@ -191,19 +192,27 @@ static uint64_t child_deadline(void)
     return corral_now_ns(&corral_clock_monotonic) + CHILD_WAIT_MS * CORRAL_NS_PER_MS;
 }
 
-int fence_reap(pid_t pid, int pidfd, uint64_t deadline)
+static int wait_for(struct pollfd *poller, uint64_t deadline)
 {
-    struct pollfd poller = {.fd = pidfd, .events = POLLIN};
     int ready;
     do {
         uint64_t now = corral_now_ns(&corral_clock_monotonic);
-        ready = poll(&poller, 1, now >= deadline ? 0 : (int)((deadline - now) / CORRAL_NS_PER_MS) + 1);
+        ready = poll(poller, 1, now >= deadline ? 0 : (int)((deadline - now) / CORRAL_NS_PER_MS) + 1);
     } while (ready < 0 && errno == EINTR);
+    return ready;
+}
+
+/* One that a driver holds in the kernel cannot be killed: it is left behind, rather than waited for for ever. */
+int fence_reap(pid_t pid, int pidfd, uint64_t deadline)
+{
+    struct pollfd poller = {.fd = pidfd, .events = POLLIN};
+    int ready = wait_for(&poller, deadline);
     if (ready <= 0) {
         (void)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+        (void)wait_for(&poller, corral_now_ns(&corral_clock_monotonic) + KILL_WAIT_MS * CORRAL_NS_PER_MS);
     }
     int status = 0;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    while (waitpid(pid, &status, ready <= 0 ? WNOHANG : 0) < 0 && errno == EINTR) {
     }
     close(pidfd);
     return ready <= 0 ? INT_MIN : WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);

@@ -148,6 +148,13 @@ enum corral_status corral_chain_read_all(int fd, struct chain_reader *r, uint64_
     return CORRAL_OK;
 }
 
+/* Its writer lives, and holds its lock: what follows the last record is the next one on its way. */
+static bool being_written(int fd)
+{
+    struct flock l = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type == F_WRLCK;
+}
+
 enum corral_status corral_chain_read(const char *path, corral_chain_record_fn fn, void *ctx,
                                      struct corral_chain_head *head, uint64_t *torn_bytes,
                                      struct corral_error *err)
@@ -171,7 +178,7 @@ enum corral_status corral_chain_read(const char *path, corral_chain_record_fn fn
         *head = r->head;
     }
     if (torn_bytes) {
-        *torn_bytes = torn;
+        *torn_bytes = torn > 0 && being_written(fd) ? 0 : torn;
     }
     return CORRAL_OK;
 }

@@ -38,7 +38,7 @@ const char *corral_chain_last(const struct corral_chain *chain);
 void corral_chain_head(const struct corral_chain *chain, struct corral_chain_head *out);
 
 /* Read a chain from the start, verifying each link. The callback gets each record's body. Stops at the first record that does not verify: CORRAL_INVALID, "FILE: record N: why". A torn last line is
- * reported through *torn_bytes, not as an error. */
+ * reported through *torn_bytes, not as an error; while a writer has the chain open there is none: what is there is on its way. */
 typedef enum corral_status (*corral_chain_record_fn)(void *ctx, uint64_t n, const char *body, size_t bytes,
                                                      const char *hash, struct corral_error *err);
 enum corral_status corral_chain_read(const char *path, corral_chain_record_fn fn, void *ctx,

@@ -442,6 +442,42 @@ static void grows_past_every_room_and_window(void **state)
     }
 }
 
+/* Not by SIGBUS, which the first of these would get through its mapping. */
+static void a_chain_that_others_cut_short_or_remove_is_an_error(void **state)
+{
+    (void)state;
+    for (int how = 0; how < 4; how++) {
+        struct corral_chain *c = NULL;
+        (void)unlink(path);
+        check_ok(how & 1 ? corral_chain_open_unmapped(path, &c, &err) : corral_chain_open(path, &c, &err));
+        check_ok(corral_chain_reserve(c, &err));
+        append(c, 1);
+        assert_int_equal(how & 2 ? unlink(path) : truncate(path, 10), 0);
+        assert_int_equal(corral_chain_append(c, "{\"type\":\"t\"}", &err), CORRAL_STATE);
+        assert_non_null(strstr(err.text, path));
+        corral_chain_close(c);
+    }
+}
+
+/* Whoever reads meanwhile may meet half of the next record; only without its writer it is torn. */
+static void what_a_living_writer_is_about_to_end_is_not_torn(void **state)
+{
+    (void)state;
+    uint64_t torn = 1;
+    write_chain(RECORDS);
+    size_t bytes;
+    free(content(&bytes));
+    struct corral_chain *c = open_chain();
+    int fd = open(path, O_WRONLY);
+    assert_int_equal(pwrite(fd, "0123", 4, (off_t)bytes), 4);
+    close(fd);
+    check_ok(corral_chain_read(path, NULL, NULL, NULL, &torn, &err));
+    assert_int_equal(torn, 0);
+    corral_chain_close(c);
+    check_ok(corral_chain_read(path, NULL, NULL, NULL, &torn, &err));
+    assert_int_equal(torn, 4);
+}
+
 static void refuses_a_second_writer(void **state)
 {
     (void)state;
@@ -598,6 +634,8 @@ int main(void)
         T(the_end_is_synced_once_more_when_it_is_opened),
         T(records_are_durable_soon_and_an_idle_chain_rests),
         T(grows_past_every_room_and_window),
+        T(a_chain_that_others_cut_short_or_remove_is_an_error),
+        T(what_a_living_writer_is_about_to_end_is_not_torn),
         T(refuses_a_second_writer),
         T(refuses_what_is_not_one_object_in_one_line),
         T(takes_the_largest_record_and_reads_it_back),

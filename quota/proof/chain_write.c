@@ -39,6 +39,7 @@ struct corral_chain {
     bool broken;           /* half a line could not be taken back: the next open does it */
     bool mapped;           /* room is a promise here: records go through the window */
     bool no_reserve;       /* the file system cannot */
+    bool counts_links;     /* the file system does, so that a file without any has been removed */
     char *window;          /* of the file, from window_at; NULL: none */
     uint64_t window_at;
     struct corral_chain_head head;
@@ -355,6 +356,8 @@ static enum corral_status prepare(struct corral_chain *c, bool may_map, struct c
     }
     CORRAL_TRY(open_file(c, err));
     CORRAL_TRY(verify(c, &torn, err));
+    struct stat st;
+    c->counts_links = fstat(c->fd, &st) == 0 && st.st_nlink > 0;
     CORRAL_TRY(start_thread(c, err));
     c->mapped = may_map && keeps_room(c->fd);
     return trim(c, torn, err);
@@ -466,6 +469,22 @@ static enum corral_status check_writable(struct corral_chain *c, struct corral_e
                      : CORRAL_OK;
 }
 
+/* A copy into a page that the file does not have any more would be the process's end by SIGBUS, and a record in a file without a name nobody's proof. Who cuts the file between
+ * this look and the copy still gets that. */
+static enum corral_status check_file(const struct corral_chain *c, struct corral_error *err)
+{
+    struct stat st;
+    if (fstat(c->fd, &st) != 0) {
+        return corral_fail_sys(err, errno, "looking at %s", c->path);
+    }
+    if ((uint64_t)st.st_size < (c->window ? c->room_to : c->size)) {
+        return corral_fail(err, CORRAL_STATE, "somebody has cut %s short: its proof is broken", c->path);
+    }
+    return c->counts_links && st.st_nlink == 0
+               ? corral_fail(err, CORRAL_STATE, "somebody has removed %s while it was written", c->path)
+               : CORRAL_OK;
+}
+
 /* "{"n":12," and returns its length. */
 static size_t put_number(char *out, uint64_t n, bool more)
 {
@@ -505,6 +524,7 @@ enum corral_status corral_chain_append(struct corral_chain *c, const char *body,
     corral_hex(digest, sizeof digest, hash);
     memcpy(c->line, hash, HEX);
     json[json_bytes] = '\n';
+    CORRAL_TRY(check_file(c, err));
     CORRAL_TRY(add_line(c, HEX + 1 + json_bytes + 1, err));
     json[json_bytes] = '\0';
     remember(c, json, json_bytes);

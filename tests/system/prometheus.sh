@@ -49,7 +49,7 @@ exec {silent}>&- {garbage}>&-
 rl taken launch job.toml --dir "$T/taken" --set "observe.prometheus=\"127.0.0.1:$PORT\""
 check "port in use: fails" test "$rc" -ne 0
 matches "port in use: says so" "$(err_of taken)" "observe\.prometheus: cannot listen on 127\.0\.0\.1:$PORT"
-check "port in use: nothing is left" none_left "$T/taken"
+check "port in use: nothing is left" wait_until 5 none_left "$T/taken" # its children are told to die, and do a moment later
 rl status status --dir "$T/taken"
 matches "port in use: the run counts as failed, not as crashed" "$(out_of status | head -n 1)" "failed"
 rl stop stop "$RUN"

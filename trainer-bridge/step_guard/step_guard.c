@@ -8,9 +8,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* On a host device a reading serves steps that end within this time after it; longer ones have one each. It costs as much as all the rest of a record. */
-#define READING_NS (5 * CORRAL_NS_PER_MS)
-
 #define BODY_BYTES (CORRAL_CHAIN_LINE_MAX - 128)
 
 struct corral_step_guard {
@@ -21,9 +18,6 @@ struct corral_step_guard {
     struct corral_chain *chain;
     int statm_fd;
     uint64_t page_bytes, baseline;
-    struct {
-        uint64_t bytes, ledger, at_ns; /* at_ns 0: none */
-    } reading;
     uint64_t last_step, last_peak;
     struct corral_proof_record limits; /* those in force: of the last record that set them */
     struct corral_proof_record record; /* the one being made */
@@ -187,27 +181,11 @@ static uint64_t charged_here(const struct corral_step_guard *g)
     return all > mapped ? all - mapped : 0;
 }
 
-/* One that would make the step unproven, or that is of another charge, is not used again. */
-static void read_resident(struct corral_step_guard *g, struct corral_proof_record *r)
-{
-    uint64_t now = corral_now_ns(&corral_clock_monotonic);
-    bool usable = g->reading.at_ns != 0 && now - g->reading.at_ns < READING_NS && g->reading.bytes > 0 &&
-                  g->reading.ledger == r->ledger &&
-                  g->reading.bytes <= r->ledger + g->baseline + g->config.drift_max;
-    if (!usable) {
-        g->reading.bytes = resident(g);
-        g->reading.ledger = r->ledger;
-        g->reading.at_ns = now;
-    }
-    r->physical_read = g->reading.bytes;
-    r->physical_age_ns = now - g->reading.at_ns;
-}
-
 static void read_physical(struct corral_step_guard *g, struct corral_proof_record *r)
 {
     r->ledger = charged_here(g);
     if (g->config.host_device) {
-        read_resident(g, r);
+        r->physical_read = resident(g); /* every step has its own, so that it is of no age */
     } else {
         const struct corral_ledger_holder *h = &g->ledger->holder[g->config.holder];
         const struct corral_ledger_device *d = &g->now;

@@ -321,8 +321,7 @@ static void limits_that_change_all_the_time_are_never_mixed_up(void **state)
     assert_int_equal(s->own_ceiling, 80 * MIB);
 }
 
-/* A reading serves steps that end soon after it, but not when the ledger says otherwise meanwhile: then the two would not be of one moment. */
-static void a_reading_is_not_compared_with_another_charge(void **state)
+static void a_reading_is_compared_with_the_charge_of_the_same_moment(void **state)
 {
     (void)state;
     struct corral_step_guard *g = make_guard(0, 1);
@@ -337,6 +336,31 @@ static void a_reading_is_not_compared_with_another_charge(void **state)
     }
     corral_step_guard_destroy(g);
     assert_int_equal(verify()->steps, 20);
+}
+
+/* However short the steps are, and though the ledger says the same all the time. */
+static void every_step_has_a_reading_of_its_own(void **state)
+{
+    (void)state;
+    const size_t bytes = 8 * MIB;
+    struct corral_step_guard *g = make_guard(0, 1);
+    struct corral_proof_record r;
+    uint64_t before = 0;
+    char *memory[6];
+    for (uint64_t step = 1; step <= CORRAL_COUNT_OF(memory); step++) {
+        check_ok(corral_step_guard_begin(g, step, 40 * MIB, &err));
+        char *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_true(m != MAP_FAILED);
+        memory[step - 1] = memset(m, 1, bytes);
+        check_ok(corral_step_guard_end(g, &r, &err));
+        assert_true(r.physical_read >= before + (step > 1 ? bytes / 2 : 1));
+        before = r.physical_read;
+    }
+    for (size_t i = 0; i < CORRAL_COUNT_OF(memory); i++) {
+        munmap(memory[i], bytes);
+    }
+    corral_step_guard_destroy(g);
+    assert_int_equal(verify()->steps, CORRAL_COUNT_OF(memory));
 }
 
 /* A trainer outside, which does not number its own lives: it is killed inside the write of a record, then inside the first write of its next life. */
@@ -474,7 +498,8 @@ int main(void)
         T(an_unproven_process_on_the_device_makes_steps_unproven),
         T(shared_mappings_do_not_hide_drift),
         T(limits_that_change_all_the_time_are_never_mixed_up),
-        T(a_reading_is_not_compared_with_another_charge),
+        T(a_reading_is_compared_with_the_charge_of_the_same_moment),
+        T(every_step_has_a_reading_of_its_own),
         T(a_torn_end_does_not_hide_the_life_before_it),
         T(a_beginning_torn_twice_is_still_a_beginning),
         T(an_open_step_at_the_end_was_not_taken),

@@ -22,6 +22,7 @@ struct corral_trainer {
     struct corral_manifest *manifest;
     void *published; /* the weights of the last version pushed, for targets that missed it */
     struct corral_weight_publisher *publisher; /* rank 0 */
+    struct corral_publish_stats pushed;        /* rank 0: of the last version */
     struct corral_mpack_writer *out;
     struct corral_trainer_state state;
     struct corral_step_guard *guard;     /* from when the state is restored */

@@ -14,9 +14,13 @@ enum corral_status corral_trainer_publisher_open(struct corral_trainer *t, struc
         return CORRAL_OK;
     }
     const struct corral_worker_launch *launch = &t->session->launch;
-    CORRAL_TRY(corral_weight_publisher_create(&t->publisher, t->manifest, launch->run, launch->secret,
-                                              t->config->weights_deadline_ms, err));
-    return corral_weight_publisher_add_shm(t->publisher, t->session->store, err);
+    const struct corral_publisher_options options = {.manifest = t->manifest,
+                                                     .run = launch->run,
+                                                     .secret = launch->secret,
+                                                     .deadline_ms = t->config->weights_deadline_ms,
+                                                     .lanes = t->config->weights_lanes};
+    CORRAL_TRY(corral_weight_publisher_create(&t->publisher, &options, err));
+    return corral_weight_publisher_add_store(t->publisher, t->session->store, err);
 }
 
 enum corral_status corral_trainer_set_targets(struct corral_trainer *t,
@@ -33,7 +37,7 @@ enum corral_status corral_trainer_set_targets(struct corral_trainer *t,
         if (strcmp(node, t->session->launch.node) == 0) {
             continue; /* this node's store is written directly */
         }
-        enum corral_status status = corral_weight_publisher_add_tcp(t->publisher, node, endpoint, err);
+        enum corral_status status = corral_weight_publisher_add_node(t->publisher, node, endpoint, err);
         if (status != CORRAL_OK && status != CORRAL_EXISTS) {
             return status;
         }
@@ -85,6 +89,7 @@ enum corral_status corral_trainer_publish(struct corral_trainer *t, uint64_t *to
     memcpy(t->published, corral_ppo_weights(t->ppo), t->manifest->bytes);
     CORRAL_TRY(corral_weight_publisher_push(t->publisher, t->state.counters.version, t->published,
                                             t->manifest->bytes, &stats, err));
+    t->pushed = stats;
     corral_board_set(t->session->slot, CORRAL_BOARD_VERSION, t->state.counters.version);
     *took_ns = corral_now_ns(&corral_clock_monotonic) - begun_ns;
     return CORRAL_OK;

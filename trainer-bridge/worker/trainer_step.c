@@ -5,6 +5,9 @@
 #include <string.h>
 
 #define WAIT_MS 50
+#define SERVE_NS \
+    (5 * CORRAL_NS_PER_MS) /* how long fragments that keep coming may keep the trainer from everything else */
+#define ARRIVALS_MAX 256   /* taken in one go while others are waited for */
 
 static bool limit_reached(const struct corral_trainer *t)
 {
@@ -13,18 +16,21 @@ static bool limit_reached(const struct corral_trainer *t)
            (c->stop_env_steps && t->state.counters.env_steps >= c->stop_env_steps);
 }
 
-/* Whatever has come from the rollout workers, without waiting. */
+/* What has come from the rollout workers, without waiting. Fragments that are too stale may come faster than they are dropped. */
 static enum corral_status take_arrivals(struct corral_trainer *t, struct corral_error *err)
 {
     const struct corral_fragment *f;
-    enum corral_status status;
-    while ((status = corral_traj_receiver_next(t->receiver, 0, &f, err)) == CORRAL_OK) {
+    enum corral_status status = CORRAL_OK;
+    for (uint32_t i = 0;
+         i < ARRIVALS_MAX && (status = corral_traj_receiver_next(t->receiver, 0, &f, err)) == CORRAL_OK;
+         i++) {
         CORRAL_TRY(corral_batch_queue_add(t->queue, f, t->state.counters.version, err));
     }
     return status == CORRAL_AGAIN ? CORRAL_OK : status;
 }
 
-/* A rank that waits for others in a collective still hears its rollout workers and the coordinator: a restarted worker may have to be heard here before it can serve the rank waited for. */
+/* A rank that waits for others in a collective still hears its rollout workers and the coordinator: a restarted worker may have to be heard here before it can serve the rank waited for. And the rollout workers of
+ * that rank may be waiting for these weights. */
 void corral_trainer_on_collective_wait(void *ctx)
 {
     struct corral_trainer *t = ctx;
@@ -35,6 +41,9 @@ void corral_trainer_on_collective_wait(void *ctx)
     enum corral_status status = take_arrivals(t, &err);
     if (status == CORRAL_OK) {
         status = corral_trainer_poll(t, 0, &err);
+    }
+    if (status == CORRAL_OK) {
+        status = corral_trainer_catch_up(t, &err);
     }
     if (status != CORRAL_OK) {
         t->service_failure = err;
@@ -54,6 +63,14 @@ static void settle_drops(struct corral_trainer *t)
     }
 }
 
+/* The coordinator is heard, the agent sees that this rank lives, and a node that missed the weights gets them: the workers waited for may be waiting for these. */
+static enum corral_status serve(struct corral_trainer *t, struct corral_error *err)
+{
+    CORRAL_TRY(corral_trainer_poll(t, 0, err));
+    corral_board_beat(t->session->slot);
+    return corral_trainer_catch_up(t, err);
+}
+
 static enum corral_status wait_for_batch(struct corral_trainer *t, struct corral_error *err)
 {
     while (limit_reached(t) && !t->session->finish) {
@@ -61,20 +78,24 @@ static enum corral_status wait_for_batch(struct corral_trainer *t, struct corral
         CORRAL_TRY(corral_trainer_poll(t, WAIT_MS, err));
     }
     corral_board_enter(t->session->slot, CORRAL_ACTIVITY_WAIT_BATCH);
-    CORRAL_TRY(corral_trainer_poll(t, 0, err));
+    CORRAL_TRY(serve(t, err));
+    uint64_t served_ns = corral_now_ns(&corral_clock_monotonic);
     while (!corral_batch_queue_ready(t->queue) && !t->session->finish) {
         const struct corral_fragment *f;
         settle_drops(t);
         enum corral_status status = corral_traj_receiver_next(t->receiver, WAIT_MS, &f, err);
-        if (status == CORRAL_AGAIN) {
-            CORRAL_TRY(corral_trainer_poll(t, 0, err));
-            corral_board_beat(t->session->slot);
-            /* The workers waited for may be waiting for these weights. */
-            CORRAL_TRY(corral_trainer_catch_up(t, err));
-            continue;
+        if (status == CORRAL_OK) {
+            status = corral_batch_queue_add(t->queue, f, t->state.counters.version, err);
         }
-        CORRAL_TRY(status);
-        CORRAL_TRY(corral_batch_queue_add(t->queue, f, t->state.counters.version, err));
+        if (status != CORRAL_OK && status != CORRAL_AGAIN) {
+            return status;
+        }
+        /* Not only when nothing comes: workers whose node missed the weights send what is too stale without end. */
+        uint64_t now = corral_now_ns(&corral_clock_monotonic);
+        if (status == CORRAL_AGAIN || now - served_ns >= SERVE_NS) {
+            CORRAL_TRY(serve(t, err));
+            served_ns = now;
+        }
     }
     settle_drops(t);
     return CORRAL_OK;
@@ -134,6 +155,23 @@ static uint64_t memory_used(const struct corral_trainer *t)
     return h->committed + h->reserved;
 }
 
+/* What the last version cost, stage by stage; zeros at ranks that do not publish. */
+static void write_push(struct corral_mpack_writer *w, const struct corral_publish_stats *s)
+{
+    corral_mpack_str(w, "push");
+    corral_mpack_map(w, 10);
+    corral_mpack_kv_u64(w, "version", s->version);
+    corral_mpack_kv_u64(w, "bytes", s->bytes);
+    corral_mpack_kv_u64(w, "copy_ns", s->copy_ns);
+    corral_mpack_kv_u64(w, "wire_ns", s->wire_ns);
+    corral_mpack_kv_u64(w, "stage_ns", s->stage_ns);
+    corral_mpack_kv_u64(w, "apply_ns", s->apply_ns);
+    corral_mpack_kv_u64(w, "pause_ns", s->pause_ns);
+    corral_mpack_kv_u64(w, "targets", s->targets);
+    corral_mpack_kv_u64(w, "dropped", s->dropped);
+    corral_mpack_kv_u64(w, "resent", s->resent_buckets);
+}
+
 static enum corral_status report_step(struct corral_trainer *t, const struct corral_trainer_report *r,
                                       struct corral_error *err)
 {
@@ -143,7 +181,7 @@ static enum corral_status report_step(struct corral_trainer *t, const struct cor
     struct corral_step_guard_counts counts;
     corral_step_guard_head(t->guard, &head);
     corral_step_guard_counts(t->guard, &counts);
-    corral_mpack_map(w, 31);
+    corral_mpack_map(w, 32);
     corral_mpack_kv_str(w, "type", "step");
     corral_mpack_kv_u64(w, "rank", t->rank);
     corral_mpack_kv_u64(w, "step", t->state.counters.step);
@@ -176,6 +214,7 @@ static enum corral_status report_step(struct corral_trainer *t, const struct cor
     corral_mpack_kv_u64(w, "own_peak", r->proof.own_peak);
     corral_mpack_kv_u64(w, "slack", r->proof.slack_min);
     t->refused_told = counts.refused;
+    write_push(w, &t->pushed);
     return corral_session_send(t->session, w, err);
 }
 

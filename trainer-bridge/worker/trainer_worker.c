@@ -19,6 +19,9 @@ static enum corral_status on_message(void *ctx, const char *type, const struct c
         CORRAL_TRY(corral_mpack_get_str(message, "collective", t->collective_endpoint,
                                         sizeof t->collective_endpoint, err));
         t->generation = (uint32_t)generation;
+        if (t->publisher) {
+            corral_weight_publisher_set_generation(t->publisher, generation);
+        }
         t->grouped = true;
         return CORRAL_OK;
     }

@@ -1,8 +1,7 @@
 set(CORRAL_WEIGHTS_SOURCES
-  weights/manifest.c weights/owner.c weights/store.c weights/wire.c weights/lane_shm.c weights/lane_tcp.c
-  weights/publisher.c weights/publisher_target.c weights/receiver.c weights/receiver_conn.c
+  weights/manifest.c weights/owner.c weights/store.c weights/wire.c weights/publisher.c weights/node_receiver.c
   weights/reshard/layout.c weights/reshard/plan.c weights/reshard/copy.c weights/reshard/overlap.c)
-set(CORRAL_WEIGHTS_PARTS layouts link delta cast lanes lanes/shm lanes/tcp lanes/rdma lanes/nccl lanes/cuda_ipc push api)
+set(CORRAL_WEIGHTS_PARTS layouts link delta cast encode lanes lanes/shm lanes/tcp lanes/rdma lanes/nccl lanes/cuda_ipc push api)
 foreach(weights_part ${CORRAL_WEIGHTS_PARTS})
   include(${CMAKE_CURRENT_SOURCE_DIR}/weights/${weights_part}/sources.cmake OPTIONAL)
 endforeach()

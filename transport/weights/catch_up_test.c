@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "transport/weights/node_receiver.h"
 #include "transport/weights/publisher.h"
 #include "transport/weights/test_weights.h"
 
@@ -39,9 +40,14 @@ static int run_receiver(const struct fixture *f, int out)
     struct corral_weight_receiver *r = NULL;
     char endpoint[96] = "";
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (corral_weight_store_attach(f->there_fd, &store, NULL) != CORRAL_OK ||
-        corral_weight_receiver_start(&r, store, "127.0.0.1", RUN, secret, endpoint, sizeof endpoint, NULL) !=
-            CORRAL_OK ||
+    struct corral_node_receiver_options options = {
+        .node = "there", .host = "127.0.0.1", .manifest = f->manifest, .run = RUN, .secret = secret};
+    if (corral_weight_store_attach(f->there_fd, &store, NULL) != CORRAL_OK) {
+        return 1;
+    }
+    options.store = store;
+    if (corral_weight_receiver_start(&r, &options, NULL) != CORRAL_OK ||
+        snprintf(endpoint, sizeof endpoint, "%s", corral_weight_receiver_endpoint(r)) <= 0 ||
         write(out, endpoint, sizeof endpoint) != (ssize_t)sizeof endpoint) {
         return 1;
     }
@@ -72,13 +78,23 @@ static void stop_receiver(struct fixture *f)
     assert_true(WIFSTOPPED(status));
 }
 
+static struct corral_weight_publisher *make_publisher(struct fixture *f)
+{
+    struct corral_error err = {0};
+    struct corral_weight_publisher *p = NULL;
+    const struct corral_publisher_options options = {
+        .manifest = f->manifest, .run = RUN, .secret = secret, .deadline_ms = DEADLINE_MS};
+    check_ok(corral_weight_publisher_create(&p, &options, &err));
+    return p;
+}
+
 static void new_publisher(struct fixture *f)
 {
     struct corral_error err = {0};
     corral_weight_publisher_destroy(f->publisher);
-    check_ok(corral_weight_publisher_create(&f->publisher, f->manifest, RUN, secret, DEADLINE_MS, &err));
-    check_ok(corral_weight_publisher_add_shm(f->publisher, f->here, &err));
-    check_ok(corral_weight_publisher_add_tcp(f->publisher, "there", f->endpoint, &err));
+    f->publisher = make_publisher(f);
+    check_ok(corral_weight_publisher_add_store(f->publisher, f->here, &err));
+    check_ok(corral_weight_publisher_add_node(f->publisher, "there", f->endpoint, &err));
 }
 
 static int setup(void **state)
@@ -236,7 +252,7 @@ static void a_target_added_after_the_push_gets_it(void **state)
     corral_weight_publisher_remove(f->publisher, "there");
     check_ok(push(f, 1, NULL, &err));
     assert_false(corral_weight_publisher_behind(f->publisher));
-    check_ok(corral_weight_publisher_add_tcp(f->publisher, "there", f->endpoint, &err));
+    check_ok(corral_weight_publisher_add_node(f->publisher, "there", f->endpoint, &err));
     assert_true(corral_weight_publisher_behind(f->publisher));
     catch_up_until_done(f, 1, 5);
     check_has(f, f->there, 1);
@@ -260,13 +276,12 @@ static void a_version_nobody_got_is_caught_up_with(void **state)
 {
     struct fixture *f = *state;
     struct corral_error err = {0};
-    struct corral_weight_publisher *p = NULL;
-    check_ok(corral_weight_publisher_create(&p, f->manifest, RUN, secret, DEADLINE_MS, &err));
-    check_ok(corral_weight_publisher_add_tcp(p, "there", f->endpoint, &err));
+    struct corral_weight_publisher *p = make_publisher(f);
+    check_ok(corral_weight_publisher_add_node(p, "there", f->endpoint, &err));
     corral_weight_publisher_destroy(f->publisher);
     f->publisher = p;
     stop_receiver(f);
-    check_status(push(f, 1, NULL, &err), CORRAL_TIMEOUT);
+    check_status(push(f, 1, NULL, &err), CORRAL_PEER);
     kill(f->receiver, SIGCONT);
     catch_up_until_done(f, 1, 5);
     check_has(f, f->there, 1);

@@ -28,6 +28,7 @@ enum corral_status corral_manifest_create(struct corral_manifest **out, uint32_t
 enum corral_status corral_manifest_add(struct corral_manifest *m, const char *name, enum corral_dtype dtype,
                                        uint32_t rank, const uint64_t *shape, struct corral_error *err);
 void corral_manifest_destroy(struct corral_manifest *m);
+CORRAL_DEFINE_CLEANUP(struct corral_manifest, corral_manifest_destroy)
 struct corral_digest
 corral_manifest_hash(const struct corral_manifest *m); /* over names, dtypes, shapes, offsets */
 

@@ -1,382 +1,222 @@
-#include "transport/weights/publisher_private.h"
+#include "transport/weights/publisher.h"
 
-#include <errno.h>
+#include "base/clock.h"
+#include "transport/weights/node_receiver.h"
+#include "transport/weights/push/push.h"
+
 #include <inttypes.h>
-#include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Sent to one target before the clock and the others are looked at: well below a millisecond. */
-#define CATCH_UP_BURST_BYTES (UINT64_C(1) << 20)
+struct corral_weight_publisher {
+    struct corral_digest manifest;
+    uint64_t bytes;
+    struct corral_weight_store *store; /* this node's, or NULL */
+    struct corral_reshard_plan *plan;
+    struct corral_push_sender *sender;
+    uint32_t nodes;
+    uint64_t last; /* pushed version; 0: none */
+    struct corral_digest digest;
+};
+
+static enum corral_status open_sender(struct corral_weight_publisher *p,
+                                      const struct corral_publisher_options *o, struct corral_error *err)
+{
+    CORRAL_TRY(corral_manifest_plan(o->manifest, &p->plan, err));
+    struct corral_push_sender_options options = {
+        .leader = true,
+        .ranks = 1,
+        .identity = {.run = o->run, .generation = o->generation},
+        .plan = p->plan,
+        .bucket_bytes = CORRAL_NODE_BUCKET_BYTES,
+        .lanes = o->lanes ? o->lanes : "tcp",
+        .deadline_ns = o->deadline_ms * CORRAL_NS_PER_MS,
+    };
+    memcpy(options.identity.secret, o->secret, sizeof options.identity.secret);
+    return corral_push_sender_create(&p->sender, &options, err);
+}
 
 enum corral_status corral_weight_publisher_create(struct corral_weight_publisher **out,
-                                                  const struct corral_manifest *manifest, uint64_t run,
-                                                  const uint8_t secret[32], uint32_t deadline_ms,
+                                                  const struct corral_publisher_options *options,
                                                   struct corral_error *err)
 {
-    if (manifest->bytes == 0 || deadline_ms == 0) {
+    if (options->manifest->bytes == 0 || options->deadline_ms == 0) {
         return corral_fail(err, CORRAL_INVALID, "a weight publisher needs weights and a deadline above 0 ms");
     }
     struct corral_weight_publisher *p = calloc(1, sizeof *p);
-    if (p == NULL) {
+    if (!p) {
         return corral_fail(err, CORRAL_NOMEM, "cannot create a weight publisher: out of memory");
     }
-    p->manifest = corral_manifest_hash(manifest);
-    p->bytes = manifest->bytes;
-    p->run = run;
-    p->deadline_ns = deadline_ms * CORRAL_NS_PER_MS;
-    memcpy(p->secret, secret, sizeof p->secret);
+    p->manifest = corral_manifest_hash(options->manifest);
+    p->bytes = options->manifest->bytes;
+    enum corral_status status = open_sender(p, options, err);
+    if (status != CORRAL_OK) {
+        corral_weight_publisher_destroy(p);
+        return status;
+    }
     *out = p;
     return CORRAL_OK;
 }
 
 void corral_weight_publisher_destroy(struct corral_weight_publisher *p)
 {
-    if (p == NULL) {
+    if (!p) {
         return;
     }
-    for (uint32_t i = 0; i < p->count; i++) {
-        target_close(&p->target[i]);
-    }
-    explicit_bzero(p->secret, sizeof p->secret);
+    corral_push_sender_destroy(p->sender);
+    corral_reshard_plan_destroy(p->plan);
     free(p);
 }
 
-static enum corral_status target_new(struct corral_weight_publisher *p, const char *node,
-                                     const char *endpoint, struct target **out, struct corral_error *err)
+void corral_weight_publisher_set_generation(struct corral_weight_publisher *p, uint64_t generation)
 {
-    if (p->count == CORRAL_PUBLISHER_TARGETS_MAX) {
-        return corral_fail(err, CORRAL_INVALID, "weight target '%.64s' is one more than %d", node,
-                           CORRAL_PUBLISHER_TARGETS_MAX);
+    corral_push_sender_set_generation(p->sender, generation);
+}
+
+enum corral_status corral_weight_publisher_add_store(struct corral_weight_publisher *p,
+                                                     struct corral_weight_store *store,
+                                                     struct corral_error *err)
+{
+    if (p->store) {
+        return corral_fail(err, CORRAL_EXISTS, "the publisher has a store already");
     }
-    if (strlen(node) >= TARGET_NAME_BYTES || strlen(endpoint) >= TARGET_NAME_BYTES) {
-        return corral_fail(err, CORRAL_INVALID, "weight target '%.64s' at '%.128s': too long", node,
-                           endpoint);
-    }
-    struct target *t = &p->target[p->count];
-    target_init(t);
-    strcpy(t->node, node);
-    strcpy(t->endpoint, endpoint);
-    *out = t;
+    p->store = store;
     return CORRAL_OK;
 }
 
-enum corral_status corral_weight_publisher_add_shm(struct corral_weight_publisher *p,
-                                                   struct corral_weight_store *store,
-                                                   struct corral_error *err)
+enum corral_status corral_weight_publisher_add_node(struct corral_weight_publisher *p, const char *node,
+                                                    const char *endpoint, struct corral_error *err)
 {
-    struct target *t = NULL;
-    CORRAL_TRY(target_new(p, "local", "", &t, err));
-    CORRAL_TRY(corral_weight_lane_shm(store, &t->lane, err));
-    t->store = store;
-    p->count++;
-    return CORRAL_OK;
-}
-
-enum corral_status corral_weight_publisher_add_tcp(struct corral_weight_publisher *p, const char *node,
-                                                   const char *endpoint, struct corral_error *err)
-{
-    for (uint32_t i = 0; i < p->count; i++) {
-        if (strcmp(p->target[i].endpoint, endpoint) == 0) {
-            return corral_fail(err, CORRAL_EXISTS, "weight endpoint %s is already a target (node %s)",
-                               endpoint, p->target[i].node);
-        }
+    if (corral_push_sender_has(p->sender, node, endpoint)) {
+        return corral_fail(err, CORRAL_EXISTS, "node '%.64s' at %.96s is a target already", node, endpoint);
     }
-    if (strchr(endpoint, ':') == NULL) {
-        return corral_fail(err, CORRAL_INVALID, "weight endpoint '%.128s' of node %.64s is not HOST:PORT",
-                           endpoint, node);
-    }
-    struct target *t = NULL;
-    CORRAL_TRY(target_new(p, node, endpoint, &t, err));
-    p->count++;
-    return CORRAL_OK;
+    return corral_push_sender_add(p->sender, node, endpoint, 0, "", err);
 }
 
 void corral_weight_publisher_remove(struct corral_weight_publisher *p, const char *node)
 {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct target *t = &p->target[i];
-        if (target_is_tcp(t) && strcmp(t->node, node) == 0) {
-            target_close(t);
-            continue;
-        }
-        p->target[kept++] = *t;
-    }
-    p->count = kept;
+    corral_push_sender_remove(p->sender, node);
 }
 
-/* ---- the push ---- */
-
-/* True when the push may not end before this target does. */
-static bool waited_for(const struct target *t, bool alone)
+/* No protocol within the node: the store's mapping is at hand. */
+static enum corral_status fill_store(struct corral_weight_publisher *p, uint64_t version, const void *weights,
+                                     struct corral_digest digest, struct corral_error *err)
 {
-    switch (t->phase) {
-    case PHASE_OUT:
-    case PHASE_DONE:
-        return false;
-    case PHASE_CONNECT:
-        return !t->down || alone;
-    default:
-        return true;
+    void *slot = NULL;
+    CORRAL_TRY(corral_weight_store_begin(p->store, version, p->manifest, p->bytes, &slot, err));
+    memcpy(slot, weights, p->bytes);
+    struct corral_digest stored = corral_digest_of(slot, p->bytes);
+    if (!corral_digest_equal(stored, digest)) {
+        corral_weight_store_abort(p->store);
+        return corral_fail(err, CORRAL_INTERNAL,
+                           "weight version %" PRIu64 " is damaged after copying it to the node's store: the "
+                           "weights changed meanwhile, or the memory is faulty",
+                           version);
     }
+    return corral_weight_store_commit_digest(p->store, version, stored, err);
 }
 
-static bool somebody_else(const struct corral_weight_publisher *p)
-{
-    for (uint32_t i = 0; i < p->count; i++) {
-        enum target_phase phase = p->target[i].phase;
-        if (phase > PHASE_CONNECT || (phase == PHASE_CONNECT && !p->target[i].down)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Poll once over every target under way and move those that are ready. False when none is worth waiting for. */
-static bool poll_targets(struct corral_weight_publisher *p, struct push *push)
-{
-    struct pollfd fds[CORRAL_PUBLISHER_TARGETS_MAX];
-    struct target *of[CORRAL_PUBLISHER_TARGETS_MAX];
-    nfds_t n = 0;
-    bool alone = !somebody_else(p), waiting = false;
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct target *t = &p->target[i];
-        if (!target_under_way(t)) {
-            continue;
-        }
-        waiting = waiting || waited_for(t, alone);
-        fds[n] = (struct pollfd){.fd = t->lane->fd, .events = t->lane->events};
-        of[n++] = t;
-    }
-    uint64_t now = publisher_now_ns();
-    if (!waiting || now >= push->deadline_ns) {
-        return false;
-    }
-    uint64_t left = push->deadline_ns - now;
-    struct timespec timeout = {.tv_sec = (time_t)(left / CORRAL_NS_PER_S),
-                               .tv_nsec = (long)(left % CORRAL_NS_PER_S)};
-    if (ppoll(fds, n, &timeout, NULL) > 0) {
-        for (nfds_t i = 0; i < n; i++) {
-            if (fds[i].revents != 0) {
-                of[i]->moved_ns = publisher_now_ns();
-                target_advance(p, of[i], push);
-            }
-        }
-    }
-    return true;
-}
-
-/* Whoever is not done at the end is dropped, except a background connection that still has time. */
-static void drop_late(struct corral_weight_publisher *p, struct push *push)
-{
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct target *t = &p->target[i];
-        bool has_time =
-            t->phase == PHASE_CONNECT && t->down && publisher_now_ns() - t->moved_ns < p->deadline_ns;
-        if (target_under_way(t) && !has_time) {
-            target_drop_late(p, t, push);
-        }
-    }
-}
-
-static void count(const struct corral_weight_publisher *p, const struct push *push,
-                  struct corral_publish_stats *out)
-{
-    *out = (struct corral_publish_stats){.version = push->version, .bytes = p->bytes, .digest = push->digest};
-    for (uint32_t i = 0; i < p->count; i++) {
-        const struct target *t = &p->target[i];
-        if (t->phase != PHASE_DONE) {
-            out->dropped++;
-            continue;
-        }
-        out->targets++;
-        out->wire_ns = CORRAL_MAX(out->wire_ns, t->staged_ns - push->start_ns);
-        out->apply_ns = CORRAL_MAX(out->apply_ns, t->applied_ns - t->staged_ns);
-    }
-}
-
-static void start_all(struct corral_weight_publisher *p, struct push *push)
-{
-    bool tried = false;
-    for (int tcp = 1; tcp >= 0; tcp--) { /* the wire first: it works while the local copy is made */
-        for (uint32_t i = 0; i < p->count; i++) {
-            struct target *t = &p->target[i];
-            if (target_is_tcp(t) == (tcp == 1)) {
-                tried = tried || !target_is_tcp(t) || t->lane != NULL || push->start_ns >= t->retry_ns;
-                target_start(p, t, false, push);
-            }
-        }
-    }
-    for (uint32_t i = 0; i < p->count && !tried; i++) { /* better early than not at all */
-        target_start(p, &p->target[i], true, push);
-    }
-}
-
-static enum corral_status check_bytes(const struct corral_weight_publisher *p, uint64_t bytes,
-                                      struct corral_error *err)
+static enum corral_status check(const struct corral_weight_publisher *p, uint64_t version, uint64_t bytes,
+                                struct corral_error *err)
 {
     if (bytes != p->bytes) {
-        return corral_fail(err, CORRAL_INVALID, "%" PRIu64 " bytes of weights; the manifest has %" PRIu64,
+        return corral_fail(err, CORRAL_INVALID, "the weights have %" PRIu64 " bytes, the manifest %" PRIu64,
                            bytes, p->bytes);
     }
+    if (version == 0 || version < p->last) {
+        return corral_fail(err, CORRAL_INVALID,
+                           "weight version %" PRIu64 " after version %" PRIu64 ": versions only grow",
+                           version, p->last);
+    }
     return CORRAL_OK;
 }
 
-/* What has been learnt about the version on offer. */
-static void remember(struct corral_weight_publisher *p, const struct push *push)
+/* A shard serves both sides; as a source it is only read. */
+static struct corral_shard source_shard(const struct corral_weight_publisher *p, const void *weights)
 {
-    p->offered = push->version;
-    p->digest = push->digest;
-    p->digest_known = push->digest_known;
-    for (uint32_t i = 0; i < p->count; i++) {
-        if (p->target[i].has == push->version) {
-            p->last = push->version;
-            p->last_digest = push->digest;
+    union {
+        const void *read_only;
+        void *buffer;
+    } pointer = {.read_only = weights};
+    return corral_shard_host(pointer.buffer, p->bytes);
+}
+
+/* Whether the node's own store has it, and the other nodes. */
+static enum corral_status push_all(struct corral_weight_publisher *p, uint64_t version, const void *weights,
+                                   struct corral_publish_stats *s, struct corral_error *err)
+{
+    uint64_t start = corral_now_ns(&corral_clock_monotonic);
+    enum corral_status here = CORRAL_OK, there = CORRAL_OK;
+    if (p->store) {
+        here = fill_store(p, version, weights, s->digest, err);
+        s->copy_ns = corral_now_ns(&corral_clock_monotonic) - start;
+        if (here == CORRAL_INVALID || here == CORRAL_INTERNAL) {
+            return here; /* this version stands for other bytes: nobody may get them */
         }
     }
-}
-
-/* A version may be pushed again, but only the same bytes. */
-static enum corral_status check_version(const struct corral_weight_publisher *p, struct push *push,
-                                        struct corral_error *err)
-{
-    if (push->version < p->last || push->version == 0) {
-        return corral_fail(err, CORRAL_INVALID,
-                           "weight version %" PRIu64 " is below %" PRIu64 ": versions only grow",
-                           push->version, p->last);
-    }
-    if (push->version > p->last) {
+    s->targets = p->store && here == CORRAL_OK;
+    s->dropped = p->store && here != CORRAL_OK;
+    p->last = version;
+    p->digest = s->digest;
+    struct corral_push_result r = {0};
+    struct corral_error why = {0};
+    struct corral_shard source = source_shard(p, weights);
+    there = corral_push_sender_push(p->sender, version, 0, &source, &r, &why);
+    s->targets += r.applied;
+    s->dropped += r.dropped;
+    s->wire_ns = r.wire_ns;
+    s->stage_ns = r.stage_ns;
+    s->apply_ns = r.commit_ns;
+    s->pause_ns = r.pause_ns;
+    s->resent_buckets = r.resent_buckets;
+    if (s->targets > 0) {
         return CORRAL_OK;
     }
-    publisher_hash(p, push);
-    if (!corral_digest_equal(push->digest, p->last_digest)) {
-        return corral_fail(err, CORRAL_INVALID,
-                           "weight version %" PRIu64 " has been pushed before with other bytes",
-                           push->version);
+    if (!p->store && corral_push_sender_receivers(p->sender) == 0) {
+        return corral_fail(err, CORRAL_NOT_FOUND, "weight version %" PRIu64 " has nowhere to go", version);
     }
-    return CORRAL_OK;
+    if (!p->store && err) {
+        *err = why;
+    }
+    return p->store ? here : there;
 }
 
 enum corral_status corral_weight_publisher_push(struct corral_weight_publisher *p, uint64_t version,
                                                 const void *weights, uint64_t bytes,
                                                 struct corral_publish_stats *stats, struct corral_error *err)
 {
-    struct push push = {.version = version, .weights = weights, .start_ns = publisher_now_ns()};
-    push.deadline_ns = push.start_ns + p->deadline_ns;
-    CORRAL_TRY(check_bytes(p, bytes, err));
-    CORRAL_TRY(check_version(p, &push, err));
-    snprintf(push.last.text, sizeof push.last.text, "%s",
-             p->count == 0 ? "there is no target" : "none was tried");
-    start_all(p, &push);
-    while (poll_targets(p, &push)) {
+    CORRAL_TRY(check(p, version, bytes, err));
+    struct corral_digest digest = corral_digest_of(weights, bytes);
+    if (version == p->last && !corral_digest_equal(digest, p->digest)) {
+        return corral_fail(err, CORRAL_INVALID, "weight version %" PRIu64 " was pushed with other bytes",
+                           version);
     }
-    drop_late(p, &push);
-    remember(p, &push);
-    struct corral_publish_stats result;
-    count(p, &push, &result);
-    if (result.targets == 0) {
-        return corral_fail(err, push.last.status == CORRAL_OK ? CORRAL_PEER : push.last.status,
-                           "no target has weight version %" PRIu64 "; the last reason: %.300s", version,
-                           push.last.text);
-    }
-    if (stats != NULL) {
-        *stats = result;
+    struct corral_publish_stats s = {.version = version, .bytes = bytes, .digest = digest};
+    CORRAL_TRY(push_all(p, version, weights, &s, err));
+    if (stats) {
+        *stats = s;
     }
     return CORRAL_OK;
-}
-
-/* ---- catching up ---- */
-
-bool corral_weight_publisher_behind(const struct corral_weight_publisher *p)
-{
-    for (uint32_t i = 0; i < p->count; i++) {
-        if (target_lacks(&p->target[i], p->offered)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Sleep at most until `until_ns` for those under way; move the ones that can, drop the ones that have not moved for too long. */
-static void move_late_ones(struct corral_weight_publisher *p, struct push *push, uint64_t until_ns)
-{
-    struct pollfd fds[CORRAL_PUBLISHER_TARGETS_MAX];
-    struct target *of[CORRAL_PUBLISHER_TARGETS_MAX];
-    nfds_t n = 0;
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct target *t = &p->target[i];
-        if (target_under_way(t)) {
-            fds[n] = (struct pollfd){.fd = t->lane->fd, .events = t->lane->events};
-            of[n++] = t;
-            until_ns = CORRAL_MIN(until_ns, t->moved_ns + p->deadline_ns);
-        }
-    }
-    uint64_t now = publisher_now_ns(), left = until_ns > now ? until_ns - now : 0;
-    if (n == 0 && left == 0) {
-        return;
-    }
-    struct timespec timeout = {.tv_sec = (time_t)(left / CORRAL_NS_PER_S),
-                               .tv_nsec = (long)(left % CORRAL_NS_PER_S)};
-    if (ppoll(fds, n, &timeout, NULL) < 0) {
-        return; /* interrupted */
-    }
-    now = publisher_now_ns();
-    for (nfds_t i = 0; i < n; i++) {
-        if (fds[i].revents != 0) {
-            of[i]->moved_ns = now;
-            target_advance(p, of[i], push);
-        } else if (now - of[i]->moved_ns >= p->deadline_ns) {
-            target_drop_late(p, of[i], push);
-        }
-    }
-}
-
-/* Start what may be started. Returns when the next one may be, at most the call's deadline. */
-static uint64_t start_late_ones(struct corral_weight_publisher *p, struct push *push)
-{
-    uint64_t now = publisher_now_ns(), next = push->deadline_ns;
-    for (uint32_t i = 0; i < p->count; i++) {
-        struct target *t = &p->target[i];
-        if (!target_lacks(t, push->version) || target_under_way(t)) {
-            continue;
-        }
-        if (now >= t->retry_ns) {
-            target_start(p, t, true, push);
-        } else {
-            next = CORRAL_MIN(next, t->retry_ns);
-        }
-    }
-    return next;
 }
 
 enum corral_status corral_weight_publisher_catch_up(struct corral_weight_publisher *p, const void *weights,
                                                     uint64_t bytes, uint64_t version, uint32_t timeout_ms,
                                                     struct corral_error *err)
 {
-    CORRAL_TRY(check_bytes(p, bytes, err));
-    if (version == 0 || version != p->offered) {
+    CORRAL_TRY(check(p, version, bytes, err));
+    if (version != p->last) {
         return corral_fail(err, CORRAL_INVALID,
-                           "cannot catch up with weight version %" PRIu64 ": the last one pushed is %" PRIu64,
-                           version, p->offered);
+                           "weight version %" PRIu64 " is not the one pushed last, %" PRIu64, version,
+                           p->last);
     }
     if (!corral_weight_publisher_behind(p)) {
         return CORRAL_OK;
     }
-    struct push push = {.version = version,
-                        .weights = weights,
-                        .start_ns = publisher_now_ns(),
-                        .burst_bytes = CATCH_UP_BURST_BYTES,
-                        .digest = p->digest,
-                        .digest_known = p->digest_known};
-    push.deadline_ns = push.start_ns + timeout_ms * CORRAL_NS_PER_MS;
-    do {
-        uint64_t next = start_late_ones(p, &push);
-        if (corral_weight_publisher_behind(p)) {
-            move_late_ones(p, &push, next);
-        }
-    } while (corral_weight_publisher_behind(p) && publisher_now_ns() < push.deadline_ns);
-    remember(p, &push);
-    return CORRAL_OK;
+    struct corral_shard source = source_shard(p, weights);
+    return corral_push_sender_catch_up(p->sender, version, &source, timeout_ms * CORRAL_NS_PER_MS, NULL, err);
+}
+
+bool corral_weight_publisher_behind(const struct corral_weight_publisher *p)
+{
+    return p->last != 0 && corral_push_sender_behind(p->sender) > 0;
 }

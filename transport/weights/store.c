@@ -20,7 +20,7 @@
 #endif
 
 #define STORE_MAGIC 0x31535743u /* "CWS1" */
-#define STORE_LAYOUT 1u
+#define STORE_LAYOUT 2u
 #define HEADER_BYTES 4096u
 #define SLOT_ALIGN 4096u
 #define VERSION_MAX ((UINT64_C(1) << 62) - 1)
@@ -29,9 +29,13 @@
 /* No sleep is longer than this: a writer killed between its commit and the wake-up delays waiters by no more. */
 #define WAIT_SLICE_NS (100 * CORRAL_NS_PER_MS)
 
+enum digest_kind { DIGEST_OF_BYTES, DIGEST_CHAIN };
+
 struct slot_header {
     _Atomic uint64_t seq; /* odd while the slot is written */
     _Atomic uint64_t version, bytes, digest_lo, digest_hi;
+    _Atomic uint64_t kind;                             /* of the digest, enum digest_kind */
+    _Atomic uint64_t tainted[CORRAL_STORE_TAINTS_MAX]; /* owner words; 0: nobody */
 } __attribute__((aligned(128)));
 
 struct store_header {
@@ -60,7 +64,8 @@ struct corral_weight_store {
     uint64_t bytes_max, stride; /* checked copies: nobody can change them under us */
     uint64_t self;              /* our owner word */
     pid_t pid;                  /* the process `self` was made in */
-    uint64_t writing;           /* version begun and neither committed nor aborted; 0 = none */
+    int fd;
+    uint64_t writing; /* version begun and neither committed nor aborted; 0 = none */
     uint32_t writing_slot;
 };
 
@@ -131,9 +136,12 @@ enum corral_status corral_weight_store_attach(int fd, struct corral_weight_store
     if (s == NULL) {
         return corral_fail(err, CORRAL_NOMEM, "cannot attach the weight store: out of memory");
     }
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    s->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    void *map =
+        s->fd < 0 ? MAP_FAILED : mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
     if (map == MAP_FAILED) {
         int sys = errno;
+        corral_cleanup_close(&s->fd);
         free(s);
         return corral_fail_sys(err, sys, "cannot map the weight store");
     }
@@ -156,6 +164,7 @@ void corral_weight_store_detach(struct corral_weight_store *s)
     if (s != NULL) {
         corral_weight_store_abort(s);
         munmap(s->header, s->mapped);
+        close(s->fd);
         free(s);
     }
 }
@@ -215,6 +224,22 @@ static enum corral_status check_manifest(struct store_header *h, struct corral_d
     return CORRAL_OK;
 }
 
+/* No process that may write into the slot is alive. Forgets those that are gone. */
+static bool slot_clean(struct slot_header *slot)
+{
+    bool clean = true;
+    for (int i = 0; i < CORRAL_STORE_TAINTS_MAX; i++) {
+        uint64_t word =
+            atomic_load_explicit(&slot->tainted[i], memory_order_relaxed); /* only an owner changes it */
+        if (word != 0 && corral_owner_alive(word)) {
+            clean = false;
+        } else if (word != 0) {
+            atomic_store_explicit(&slot->tainted[i], 0, memory_order_relaxed);
+        }
+    }
+    return clean;
+}
+
 static enum corral_status begin_owned(struct corral_weight_store *s, uint64_t version,
                                       struct corral_digest manifest, uint64_t bytes, void **slot,
                                       struct corral_error *err)
@@ -232,6 +257,15 @@ static enum corral_status begin_owned(struct corral_weight_store *s, uint64_t ve
     }
     CORRAL_TRY(check_manifest(h, manifest, bytes, err));
     uint32_t i = (uint32_t)((current % 4 + 1) % CORRAL_STORE_SLOTS);
+    if (!slot_clean(&h->slot[i])) {
+        i = (i + 1) % CORRAL_STORE_SLOTS; /* the one before the current: slow readers of it try again */
+        if (!slot_clean(&h->slot[i])) {
+            return corral_fail(
+                err, CORRAL_EXISTS,
+                "processes that were given up may still write into both free slots of the weight "
+                "store");
+        }
+    }
     uint64_t seq = atomic_load_explicit(&h->slot[i].seq, memory_order_relaxed);
     /* A slot left odd by an abort or a death stays odd: no reader has accepted it since. */
     atomic_store_explicit(&h->slot[i].seq, seq | 1, memory_order_relaxed);
@@ -255,9 +289,10 @@ enum corral_status corral_weight_store_begin(struct corral_weight_store *s, uint
     return status;
 }
 
-/* The version is current already: it must have been the same. */
+/* The version is current already: it must have been the same. Digests of two kinds cannot be compared. */
 static enum corral_status compare_committed(const struct corral_weight_store *s, uint64_t current,
-                                            struct corral_digest digest, struct corral_error *err)
+                                            struct corral_digest digest, enum digest_kind kind,
+                                            struct corral_error *err)
 {
     uint64_t i = current % 4;
     if (i >= CORRAL_STORE_SLOTS) {
@@ -266,7 +301,8 @@ static enum corral_status compare_committed(const struct corral_weight_store *s,
     const struct slot_header *slot = &s->header->slot[i];
     struct corral_digest stored = {.lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed),
                                    .hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed)};
-    if (!corral_digest_equal(digest, stored)) {
+    if (!corral_digest_equal(digest, stored) ||
+        atomic_load_explicit(&slot->kind, memory_order_relaxed) != kind) {
         char theirs[CORRAL_DIGEST_TEXT], ours[CORRAL_DIGEST_TEXT];
         corral_digest_format(stored, theirs);
         corral_digest_format(digest, ours);
@@ -278,8 +314,8 @@ static enum corral_status compare_committed(const struct corral_weight_store *s,
     return CORRAL_OK;
 }
 
-enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version,
-                                                     struct corral_digest digest, struct corral_error *err)
+static enum corral_status commit(struct corral_weight_store *s, uint64_t version, struct corral_digest digest,
+                                 enum digest_kind kind, struct corral_error *err)
 {
     if (s->writing == 0 || s->writing != version || s->pid != getpid()) {
         return corral_fail(err, CORRAL_STATE, "weight version %" PRIu64 " has not been begun here", version);
@@ -287,7 +323,7 @@ enum corral_status corral_weight_store_commit_digest(struct corral_weight_store 
     struct store_header *h = s->header;
     uint64_t current = atomic_load_explicit(&h->current, memory_order_relaxed); /* only an owner changes it */
     if (version == current / 4) {
-        enum corral_status status = compare_committed(s, current, digest, err);
+        enum corral_status status = compare_committed(s, current, digest, kind, err);
         give_owner(s); /* what was written stays in its odd slot, as after an abort */
         return status;
     }
@@ -297,6 +333,7 @@ enum corral_status corral_weight_store_commit_digest(struct corral_weight_store 
     atomic_store_explicit(&slot->bytes, bytes, memory_order_relaxed);
     atomic_store_explicit(&slot->digest_lo, digest.lo, memory_order_relaxed);
     atomic_store_explicit(&slot->digest_hi, digest.hi, memory_order_relaxed);
+    atomic_store_explicit(&slot->kind, kind, memory_order_relaxed);
     uint64_t seq = atomic_load_explicit(&slot->seq, memory_order_relaxed);
     atomic_store_explicit(&slot->seq, seq + 1,
                           memory_order_release); /* even; pairs with the reader's first load */
@@ -308,6 +345,18 @@ enum corral_status corral_weight_store_commit_digest(struct corral_weight_store 
     }
     give_owner(s);
     return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version,
+                                                     struct corral_digest digest, struct corral_error *err)
+{
+    return commit(s, version, digest, DIGEST_OF_BYTES, err);
+}
+
+enum corral_status corral_weight_store_commit_chain(struct corral_weight_store *s, uint64_t version,
+                                                    struct corral_digest chain, struct corral_error *err)
+{
+    return commit(s, version, chain, DIGEST_CHAIN, err);
 }
 
 enum corral_status corral_weight_store_commit(struct corral_weight_store *s, uint64_t version,
@@ -332,7 +381,59 @@ void corral_weight_store_abort(struct corral_weight_store *s)
     }
 }
 
+void corral_weight_store_taint(struct corral_weight_store *s, pid_t pid)
+{
+    uint64_t word = 0;
+    if (s->writing == 0 || s->pid != getpid() || corral_owner_word(pid, &word, NULL) != CORRAL_OK) {
+        return; /* not begun here, or the process is gone */
+    }
+    struct slot_header *slot = &s->header->slot[s->writing_slot];
+    (void)slot_clean(slot);
+    for (int i = 0; i < CORRAL_STORE_TAINTS_MAX; i++) {
+        uint64_t there = atomic_load_explicit(&slot->tainted[i], memory_order_relaxed);
+        if (there == 0 || there == word) {
+            atomic_store_explicit(&slot->tainted[i], word,
+                                  memory_order_relaxed); /* seen with `owner`'s release */
+            return;
+        }
+    }
+    /* More than can be remembered: as long as this process lives, the slot stays unused. */
+    atomic_store_explicit(&slot->tainted[0], s->self, memory_order_relaxed);
+}
+
+void corral_weight_store_place(const struct corral_weight_store *s, const void *slot, int *fd,
+                               uint64_t *offset)
+{
+    *fd = s->fd;
+    *offset = HEADER_BYTES + (uint64_t)((const uint8_t *)slot - s->slots);
+}
+
 /* ---- readers ---- */
+
+void corral_weight_store_current(const struct corral_weight_store *s, uint64_t *version,
+                                 struct corral_digest *digest)
+{
+    for (int tries = 0; tries < READ_TRIES_MAX; tries++) {
+        uint64_t current = atomic_load_explicit(&s->header->current, memory_order_acquire);
+        if (current == 0 || current % 4 >= CORRAL_STORE_SLOTS) {
+            break;
+        }
+        const struct slot_header *slot = &s->header->slot[current % 4];
+        uint64_t seq = atomic_load_explicit(&slot->seq, memory_order_acquire);
+        struct corral_digest d = {.lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed),
+                                  .hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed)};
+        uint64_t of = atomic_load_explicit(&slot->version, memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire); /* as in read_once */
+        if (seq % 2 == 0 && of == current / 4 &&
+            atomic_load_explicit(&slot->seq, memory_order_relaxed) == seq) {
+            *version = of;
+            *digest = d;
+            return;
+        }
+    }
+    *version = 0;
+    *digest = (struct corral_digest){0};
+}
 
 uint64_t corral_weight_store_version(const struct corral_weight_store *s)
 {
@@ -341,7 +442,8 @@ uint64_t corral_weight_store_version(const struct corral_weight_store *s)
 
 /* One try: CORRAL_AGAIN when the slot was reused meanwhile. */
 static enum corral_status read_once(struct corral_weight_store *s, uint64_t current, void *out,
-                                    uint64_t bytes, struct corral_digest *digest, struct corral_error *err)
+                                    uint64_t bytes, struct corral_digest *digest, uint64_t *kind,
+                                    struct corral_error *err)
 {
     uint32_t i = current % 4;
     if (i >= CORRAL_STORE_SLOTS) {
@@ -354,6 +456,7 @@ static enum corral_status read_once(struct corral_weight_store *s, uint64_t curr
     }
     digest->lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed);
     digest->hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed);
+    *kind = atomic_load_explicit(&slot->kind, memory_order_relaxed);
     memcpy(out, s->slots + i * s->stride, bytes);
     atomic_thread_fence(memory_order_acquire); /* the copy is done before seq is read again */
     return atomic_load_explicit(&slot->seq, memory_order_relaxed) == seq ? CORRAL_OK : CORRAL_AGAIN;
@@ -373,17 +476,18 @@ enum corral_status corral_weight_store_read(struct corral_weight_store *s, struc
     }
     CORRAL_TRY(check_manifest(s->header, manifest, bytes, err)); /* set, since there is a version */
     struct corral_digest stored = {0};
+    uint64_t kind = DIGEST_OF_BYTES;
     enum corral_status status = CORRAL_AGAIN;
     for (int tries = 0; tries < READ_TRIES_MAX && status == CORRAL_AGAIN; tries++) {
         current = atomic_load_explicit(&s->header->current, memory_order_acquire);
-        status = read_once(s, current, out, bytes, &stored, err);
+        status = read_once(s, current, out, bytes, &stored, &kind, err);
     }
     if (status == CORRAL_AGAIN) {
         return corral_fail(err, CORRAL_TIMEOUT, "the weights changed during each of %d reads",
                            READ_TRIES_MAX);
     }
     CORRAL_TRY(status);
-    if (!corral_digest_equal(corral_digest_of(out, bytes), stored)) {
+    if (kind == DIGEST_OF_BYTES && !corral_digest_equal(corral_digest_of(out, bytes), stored)) {
         return corral_fail(err, CORRAL_PROTOCOL, "weight version %" PRIu64 " is damaged: its digest differs",
                            current / 4);
     }
@@ -392,6 +496,43 @@ enum corral_status corral_weight_store_read(struct corral_weight_store *s, struc
         *digest = stored;
     }
     return CORRAL_OK;
+}
+
+enum corral_status corral_weight_store_look(struct corral_weight_store *s, struct corral_digest manifest,
+                                            uint64_t bytes, struct corral_weight_look *out,
+                                            struct corral_error *err)
+{
+    for (int tries = 0; tries < READ_TRIES_MAX; tries++) {
+        uint64_t current = atomic_load_explicit(&s->header->current, memory_order_acquire);
+        if (current == 0) {
+            return corral_fail(err, CORRAL_AGAIN, "no weight version has been published yet");
+        }
+        uint32_t i = current % 4;
+        if (i >= CORRAL_STORE_SLOTS || bytes > s->bytes_max) {
+            return corral_fail(err, CORRAL_PROTOCOL,
+                               "the weight store is damaged, or has no room for %" PRIu64 " bytes", bytes);
+        }
+        CORRAL_TRY(check_manifest(s->header, manifest, bytes, err));
+        const struct slot_header *slot = &s->header->slot[i];
+        struct corral_weight_look look = {
+            .slot = s->slots + i * s->stride, .version = current / 4, .index = i};
+        look.seq = atomic_load_explicit(&slot->seq, memory_order_acquire);
+        look.digest.lo = atomic_load_explicit(&slot->digest_lo, memory_order_relaxed);
+        look.digest.hi = atomic_load_explicit(&slot->digest_hi, memory_order_relaxed);
+        bool same = atomic_load_explicit(&slot->version, memory_order_relaxed) == look.version;
+        if (look.seq % 2 == 0 && same && corral_weight_store_unchanged(s, &look)) {
+            *out = look;
+            return CORRAL_OK;
+        }
+    }
+    return corral_fail(err, CORRAL_TIMEOUT, "the weights changed during each of %d looks", READ_TRIES_MAX);
+}
+
+bool corral_weight_store_unchanged(const struct corral_weight_store *s, const struct corral_weight_look *look)
+{
+    atomic_thread_fence(
+        memory_order_acquire); /* what was read is read before seq is read again, as in read_once */
+    return atomic_load_explicit(&s->header->slot[look->index].seq, memory_order_relaxed) == look->seq;
 }
 
 enum corral_status corral_weight_store_wait(struct corral_weight_store *s, uint64_t seen, uint32_t timeout_ms,

@@ -13,9 +13,12 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define CORRAL_STORE_SLOTS 3
+#define CORRAL_STORE_TAINTS_MAX 4 /* processes per slot */
 
 struct corral_weight_store;
 
@@ -37,7 +40,18 @@ enum corral_status corral_weight_store_commit(struct corral_weight_store *s, uin
 /* The same for a writer that has just hashed the slot itself. */
 enum corral_status corral_weight_store_commit_digest(struct corral_weight_store *s, uint64_t version,
                                                      struct corral_digest digest, struct corral_error *err);
+/* The same with a digest that is not XXH3-128 of the slot: the chain over the buckets of a push, each compared in final memory when it arrived. Readers get it, and do not hash their copy. */
+enum corral_status corral_weight_store_commit_chain(struct corral_weight_store *s, uint64_t version,
+                                                    struct corral_digest chain, struct corral_error *err);
 void corral_weight_store_abort(struct corral_weight_store *s); /* give up the begun version */
+/* Before abort: this process may still write into the begun slot, which no version is given while it lives. */
+void corral_weight_store_taint(struct corral_weight_store *s, pid_t pid);
+/* Where a begun slot lies, for a sender that maps it: the store's descriptor (the store's own: do not close it) and the slot's offset. */
+void corral_weight_store_place(const struct corral_weight_store *s, const void *slot, int *fd,
+                               uint64_t *offset);
+/* Version and digest of what is current; 0 and zeros when nothing is. Any writer or reader. */
+void corral_weight_store_current(const struct corral_weight_store *s, uint64_t *version,
+                                 struct corral_digest *digest);
 
 /* Readers. 0 = none yet. Hot path: one atomic load. */
 uint64_t corral_weight_store_version(const struct corral_weight_store *s);
@@ -45,6 +59,19 @@ uint64_t corral_weight_store_version(const struct corral_weight_store *s);
 enum corral_status corral_weight_store_read(struct corral_weight_store *s, struct corral_digest manifest,
                                             void *out, uint64_t bytes, uint64_t *version,
                                             struct corral_digest *digest, struct corral_error *err);
+/* What is current, read in place: whatever was read between _look and _unchanged is the version's when _unchanged says so afterwards. CORRAL_AGAIN: no version yet. Any thread. */
+struct corral_weight_look {
+    void *slot; /* not to be written */
+    uint64_t version;
+    struct corral_digest digest;
+    uint64_t seq;
+    uint32_t index;
+};
+enum corral_status corral_weight_store_look(struct corral_weight_store *s, struct corral_digest manifest,
+                                            uint64_t bytes, struct corral_weight_look *out,
+                                            struct corral_error *err);
+bool corral_weight_store_unchanged(const struct corral_weight_store *s,
+                                   const struct corral_weight_look *look);
 /* Wait until the version is above `seen`, at most timeout_ms. CORRAL_TIMEOUT otherwise. */
 enum corral_status corral_weight_store_wait(struct corral_weight_store *s, uint64_t seen, uint32_t timeout_ms,
                                             struct corral_error *err);

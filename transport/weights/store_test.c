@@ -4,9 +4,11 @@
 #include "transport/weights/test_weights.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define WORDS 2048
@@ -306,6 +308,73 @@ static void a_commit_wakes_those_who_wait(void **state)
     check_ok(corral_weight_store_wait(f->store, 199, 0, &err));
 }
 
+static pid_t sleeper(void)
+{
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        for (;;) {
+            pause();
+        }
+    }
+    return pid;
+}
+
+static void end(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+static void a_tainted_slot_is_left_alone_while_its_process_lives(void **state)
+{
+    struct fixture *f = *state;
+    struct corral_error err = {0};
+    void *first = NULL, *second = NULL, *third = NULL;
+    push(f->store, 1);
+    pid_t a = sleeper(), b = sleeper();
+    check_ok(corral_weight_store_begin(f->store, 2, test_manifest, BYTES, &first, &err));
+    corral_weight_store_taint(f->store, a);
+    corral_weight_store_abort(f->store);
+    check_ok(corral_weight_store_begin(f->store, 2, test_manifest, BYTES, &second, &err));
+    assert_ptr_not_equal(first, second);
+    corral_weight_store_taint(f->store, b);
+    corral_weight_store_abort(f->store);
+    check_status(corral_weight_store_begin(f->store, 2, test_manifest, BYTES, &third, &err), CORRAL_EXISTS);
+    uint64_t words[WORDS], version = 0;
+    check_ok(corral_weight_store_read(f->store, test_manifest, words, BYTES, &version, NULL, &err));
+    assert_int_equal(version, 1);
+    end(a);
+    check_ok(corral_weight_store_begin(f->store, 2, test_manifest, BYTES, &third, &err));
+    assert_ptr_equal(third, first);
+    corral_weight_store_abort(f->store);
+    end(b);
+}
+
+static void a_chain_is_given_to_readers_and_is_no_digest_of_bytes(void **state)
+{
+    struct fixture *f = *state;
+    struct corral_error err = {0};
+    struct corral_digest chain = {.lo = 5, .hi = 6}, digest = {0};
+    uint64_t words[WORDS], version = 0, offset = 0;
+    void *slot = NULL;
+    int fd = -1;
+    check_ok(corral_weight_store_begin(f->store, 4, test_manifest, BYTES, &slot, &err));
+    corral_weight_store_place(f->store, slot, &fd, &offset);
+    test_fill(words, WORDS, 4);
+    assert_int_equal(pwrite(fd, words, BYTES, (off_t)offset),
+                     BYTES); /* as a sender with the descriptor would */
+    check_ok(corral_weight_store_commit_chain(f->store, 4, chain, &err));
+    check_ok(corral_weight_store_read(f->store, test_manifest, words, BYTES, &version, &digest, &err));
+    assert_true(corral_digest_equal(digest, chain) && test_is_version(words, WORDS, 4));
+    corral_weight_store_current(f->store, &version, &digest);
+    assert_true(version == 4 && corral_digest_equal(digest, chain));
+    check_ok(corral_weight_store_begin(f->store, 4, test_manifest, BYTES, &slot, &err));
+    check_status(corral_weight_store_commit_digest(f->store, 4, chain, &err), CORRAL_INVALID);
+    check_ok(corral_weight_store_begin(f->store, 4, test_manifest, BYTES, &slot, &err));
+    check_ok(corral_weight_store_commit_chain(f->store, 4, chain, &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -321,6 +390,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_damaged_slot_is_noticed, setup, teardown),
         cmocka_unit_test_setup_teardown(refuses_a_descriptor_that_is_no_store, setup, teardown),
         cmocka_unit_test_setup_teardown(the_store_cannot_be_resized, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_tainted_slot_is_left_alone_while_its_process_lives, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(a_chain_is_given_to_readers_and_is_no_digest_of_bytes, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(readers_never_see_a_mix, setup, teardown),
         cmocka_unit_test_setup_teardown(a_commit_wakes_those_who_wait, setup, teardown),
     };

@@ -7,58 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool length_valid(uint32_t type, uint64_t bytes)
-{
-    switch ((enum wire_type)type) {
-    case WIRE_HELLO:
-        return bytes == 8 + WIRE_NONCE_BYTES;
-    case WIRE_CHALLENGE:
-        return bytes == WIRE_NONCE_BYTES + WIRE_MAC_BYTES;
-    case WIRE_PROOF:
-        return bytes == WIRE_MAC_BYTES;
-    case WIRE_PREPARE:
-        return bytes == 24;
-    case WIRE_DATA:
-        return true;
-    case WIRE_STAGED:
-    case WIRE_COMMIT:
-        return bytes == 16;
-    case WIRE_WELCOME:
-    case WIRE_APPLIED:
-        return bytes == 0;
-    case WIRE_ERROR:
-        return bytes >= 4 && bytes <= WIRE_PAYLOAD_MAX;
-    }
-    return false;
-}
-
-enum corral_status wire_read_header(const uint8_t *from, struct wire_frame *out, struct corral_error *err)
-{
-    struct wire_frame f = {
-        .type = wire_get_u32(from + 4), .version = wire_get_u64(from + 8), .bytes = wire_get_u64(from + 16)};
-    if (wire_get_u32(from) != WIRE_MAGIC) {
-        return corral_fail(err, CORRAL_PROTOCOL, "not a weight frame: magic %08x", wire_get_u32(from));
-    }
-    if (!length_valid(f.type, f.bytes)) {
-        return corral_fail(err, CORRAL_PROTOCOL, "malformed weight frame: type %u with %" PRIu64 " bytes",
-                           f.type, f.bytes);
-    }
-    *out = f;
-    return CORRAL_OK;
-}
-
-void wire_mac(const uint8_t secret[32], const char *label, uint64_t run, const uint8_t *nonce_p,
-              const uint8_t *nonce_r, uint8_t out[WIRE_MAC_BYTES])
-{
-    uint8_t text[32 + 8 + 2 * WIRE_NONCE_BYTES];
-    size_t n = strnlen(label, 32);
-    memcpy(text, label, n);
-    wire_put_u64(text + n, run);
-    memcpy(text + n + 8, nonce_p, WIRE_NONCE_BYTES);
-    memcpy(text + n + 8 + WIRE_NONCE_BYTES, nonce_r, WIRE_NONCE_BYTES);
-    corral_hmac_sha256(secret, 32, text, n + 8 + 2 * WIRE_NONCE_BYTES, out);
-}
-
 enum corral_status wire_resolve(const char *endpoint, struct sockaddr_storage *out, socklen_t *length,
                                 struct corral_error *err)
 {

@@ -182,7 +182,7 @@ static enum corral_status check_versions(const struct corral_delta_part *holds,
 enum corral_status corral_delta_check(const struct corral_delta_part *holds, const void *delta, size_t bytes,
                                       struct corral_error *err)
 {
-    struct corral_delta_part d;
+    struct corral_delta_part d = {0};
     CORRAL_TRY(corral_delta_peek(delta, bytes, &d, err));
     if (d.element_bytes != holds->element_bytes || d.first != holds->first || d.elements != holds->elements ||
         d.total != holds->total) {

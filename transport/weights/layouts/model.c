@@ -141,7 +141,7 @@ enum corral_status corral_layouts_model_from_config(struct corral_layouts_model 
 {
     CORRAL_CLEANUP(cleanup_json) json_t *c = NULL;
     struct corral_layouts_model m = {0};
-    uint64_t layers;
+    uint64_t layers = 0;
     CORRAL_TRY(corral_json_parse(&c, name, text, bytes, err));
     if (!json_is_object(c)) {
         return corral_fail(err, CORRAL_INVALID, "%s is not a JSON object", name);

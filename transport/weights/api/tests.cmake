@@ -1,0 +1,5 @@
+corral_test(weights_card_test SOURCES weights/api/card_test.c DEPS corral_transport)
+corral_test(weights_buffers_test SOURCES weights/api/buffers_test.c DEPS corral_transport)
+corral_fuzz(weights_fuzz_card SOURCES weights/api/fuzz_card.c DEPS corral_transport)
+corral_test(weights_api_test SOURCES weights/api/api_test.c DEPS corral_transport)
+corral_test(weights_api_encode_test SOURCES weights/api/encode_test.c DEPS corral_transport)

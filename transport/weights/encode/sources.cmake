@@ -1,0 +1,1 @@
+list(APPEND CORRAL_WEIGHTS_SOURCES weights/encode/base.c weights/encode/onto.c)

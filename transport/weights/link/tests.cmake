@@ -1,0 +1,1 @@
+corral_test(weights_link_test SOURCES weights/link/link_test.c DEPS corral_transport)

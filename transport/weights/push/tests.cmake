@@ -1,0 +1,7 @@
+corral_test(weights_push_test SOURCES weights/push/push_test.c DEPS corral_transport)
+corral_test(weights_push_delta_test SOURCES weights/push/push_delta_test.c DEPS corral_transport)
+corral_test(weights_push_fault_test SOURCES weights/push/push_fault_test.c DEPS corral_transport)
+corral_test(weights_push_liar_test SOURCES weights/push/push_liar_test.c DEPS corral_transport)
+corral_test(weights_push_crash_test SOURCES weights/push/push_crash_test.c DEPS corral_transport)
+corral_test(weights_pull_test SOURCES weights/push/pull_test.c DEPS corral_transport)
+corral_fuzz(weights_push_frame_fuzz SOURCES weights/push/fuzz_frame.c DEPS corral_transport)
