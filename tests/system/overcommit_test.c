@@ -322,7 +322,11 @@ static void a_borrower_that_dies_while_it_is_asked_gives_back_everything(void **
     struct process trainer = start(n, "trainer", n->trainer), rollout = start(n, "rollout", n->rollout);
     assert_int_equal(ask(&rollout, "listen", 0), 1);
     assert_int_equal(ask(&rollout, "take", 53), 53);
-    kill(rollout.pid, SIGSTOP); /* asked, it will not answer */
+    int stopped = 0;
+    kill(rollout.pid,
+         SIGSTOP); /* asked, it will not answer; but its listener runs on for a moment after the signal */
+    assert_int_equal(waitpid(rollout.pid, &stopped, WUNTRACED), rollout.pid);
+    assert_true(WIFSTOPPED(stopped));
     send_line(&trainer, "step", 62);
     while (__atomic_load_n(&role(n, n->rollout)->wanted, __ATOMIC_RELAXED) == 0) {
         struct pollfd nothing = {.fd = -1};
