@@ -166,7 +166,8 @@ enum corral_status corral_agent_send_exited(struct corral_agent *a, const struct
 enum corral_status corral_agent_send_tenant(struct corral_agent *a, const struct corral_agent_tenant *t,
                                             const char *event, struct corral_error *err);
 enum corral_status corral_agent_send_beat(struct corral_agent *a, struct corral_error *err);
-enum corral_status corral_agent_send(struct corral_agent *a, struct corral_error *err); /* what is in a->out */
+enum corral_status corral_agent_send(struct corral_agent *a,
+                                     struct corral_error *err); /* what is in a->out */
 
 /* agent_weights.c: `weights_*` of the coordinator; the beat's part about weights. */
 void corral_agent_write_weights(struct corral_agent *a);

@@ -85,10 +85,10 @@ struct corral_run_status {
     struct corral_device_group group[CORRAL_GROUPS_MAX]; /* how busy the devices are */
     uint32_t tenant_count;
     struct corral_tenant_status tenant[CORRAL_JOB_PARTITIONS_MAX];
-    char fences[512]; /* "ledger ok · affinity ok"; where the nodes differ, one part for each */
+    char fences[512];  /* "ledger ok · affinity ok"; where the nodes differ, one part for each */
     char weights[512]; /* which lanes weights take between nodes, and why; "": one node */
-    double progress;  /* 0..1 towards the nearest limit, NaN when there is none */
-    uint64_t eta_ns;  /* UINT64_MAX: unknown */
+    double progress;   /* 0..1 towards the nearest limit, NaN when there is none */
+    uint64_t eta_ns;   /* UINT64_MAX: unknown */
 };
 
 struct corral_coordinator_config {

@@ -31,7 +31,7 @@ struct corral_trainer_config {
     char bind[256];     /* "ipc://sock/traj-0" or "tcp://HOST:*" */
     uint32_t weights_every; /* gradient steps per version */
     uint32_t weights_deadline_ms;
-    char weights_lanes[64]; /* between nodes, in order of preference: "rdma,tcp" */
+    char weights_lanes[64];      /* between nodes, in order of preference: "rdma,tcp" */
     uint64_t schedule_env_steps; /* environment steps over which the schedules run; 0 = constant */
     uint64_t stop_steps,
         stop_env_steps; /* train no further than this, so that a run ends at the same step every time; 0 = no limit */

@@ -100,8 +100,9 @@ static enum corral_status load_tensor(struct corral_layout *l, struct reader *r,
         return cut_short(err);
     }
     uint32_t length = head[0], dtype = head[1], dims = head[2], alias_of = wire_get_u32(head + 4);
-    if (length == 0 || length >= sizeof name || dtype > CORRAL_DTYPE_F8_E5M2 || dims > CORRAL_TENSOR_RANK_MAX ||
-        head[3] != 0 || alias_of > index || (alias_of < index && (dtype != 0 || dims != 0))) {
+    if (length == 0 || length >= sizeof name || dtype > CORRAL_DTYPE_F8_E5M2 ||
+        dims > CORRAL_TENSOR_RANK_MAX || head[3] != 0 || alias_of > index ||
+        (alias_of < index && (dtype != 0 || dims != 0))) {
         return corral_fail(err, CORRAL_PROTOCOL, "saved layout: tensor %u is malformed", index);
     }
     for (uint32_t d = 0; d < dims; d++) {

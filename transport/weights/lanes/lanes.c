@@ -3,11 +3,8 @@
 #include <string.h>
 
 static const struct corral_lane_ops *const lanes[] = {
-    &corral_lane_shm_ops,
-    &corral_lane_tcp_ops,
-    &corral_lane_rdma_ops,
-    &corral_lane_nccl_ops,
-    &corral_lane_cuda_ipc_ops,
+    &corral_lane_shm_ops,  &corral_lane_tcp_ops,      &corral_lane_rdma_ops,
+    &corral_lane_nccl_ops, &corral_lane_cuda_ipc_ops,
 };
 
 const struct corral_lane_ops *corral_lane_ops_of(enum corral_lane_kind kind)
