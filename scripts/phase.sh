@@ -23,6 +23,8 @@ phase() { # WHAT COMMAND [ARG ...]
         echo "---- the last lines of $log"
         tail -n "$phase_tail" "$log"
         echo "---- failed: $what; the whole log is $log"
+        # Last, so that it is seen: what a test, a sanitizer or the compiler said of it.
+        grep -E '^\[  (ERROR|FAILED) |^\[   LINE   \]|Sanitizer: |runtime error: |: (fatal )?error: ' "$log" | sort -u | head -n 30
     } >&2
     return "$code"
 }

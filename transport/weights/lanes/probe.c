@@ -33,6 +33,7 @@ struct probe {
     struct corral_lane *end;
     uint8_t *memory;
     int memory_fd;
+    struct corral_shard shard; /* of `memory`; the lane's threads use it until the lane is closed */
 };
 
 static void probe_drop(struct probe *p)
@@ -165,13 +166,14 @@ static enum corral_status set_up(struct probe *p, int fd, const struct corral_la
         return corral_fail_sys(err, errno, "cannot map %" PRIu64 " bytes to probe with", p->bytes);
     }
     p->memory = base;
+    p->shard = corral_shard_host(p->memory, p->bytes);
     return ops->available(&options->lane, err);
 }
 
 /* ---- receiving ---- */
 
-static enum corral_status await_buckets(struct probe *p, struct corral_shard *destination, uint32_t count,
-                                        const struct corral_digest *digest, struct corral_error *err)
+static enum corral_status await_buckets(struct probe *p, uint32_t count, const struct corral_digest *digest,
+                                        struct corral_error *err)
 {
     for (uint32_t arrived = 0; arrived < count;) {
         uint32_t bucket[16], n = 0;
@@ -183,8 +185,7 @@ static enum corral_status await_buckets(struct probe *p, struct corral_shard *de
                                        &n, err));
         for (uint32_t i = 0; i < n; i++) {
             struct corral_digest d;
-            CORRAL_TRY(
-                destination->ops->digest(destination, p->link, CORRAL_LINK_DESTINATION, bucket[i], &d, err));
+            CORRAL_TRY(p->shard.ops->digest(&p->shard, p->link, CORRAL_LINK_DESTINATION, bucket[i], &d, err));
             if (!corral_digest_equal(d, digest[bucket[i]])) {
                 return corral_fail(err, CORRAL_PROTOCOL, "the %s lane damaged bucket %u", p->ops->name,
                                    bucket[i]);
@@ -200,19 +201,18 @@ static enum corral_status receive_pushes(struct probe *p, const struct corral_di
                                          struct corral_error *err)
 {
     struct corral_lane_blob blob;
-    struct corral_shard destination = corral_shard_host(p->memory, p->bytes);
-    destination.fd = p->memory_fd;
+    p->shard.fd = p->memory_fd;
     CORRAL_TRY(p->ops->rx_open(&p->end, p->link, &p->lane, &blob, err));
     CORRAL_TRY(say(p, MESSAGE_BLOB, blob.data, blob.bytes, err));
     CORRAL_TRY(hear(p, MESSAGE_BLOB, &blob, err));
     CORRAL_TRY(p->ops->rx_connect(p->end, &blob, err));
     for (uint32_t push = 1; push <= PUSHES + 1; push++) {
         memset(p->memory, 0, p->bytes);
-        CORRAL_TRY(p->ops->rx_begin(p->end, push, &destination, &blob, err));
+        CORRAL_TRY(p->ops->rx_begin(p->end, push, &p->shard, &blob, err));
         CORRAL_TRY(say(p, MESSAGE_BLOB, blob.data, blob.bytes, err));
         bool pings = push > PUSHES;
         for (uint32_t i = 0; i < (pings ? PINGS : 1u); i++) {
-            CORRAL_TRY(await_buckets(p, &destination, pings ? 1 : p->link->buckets, digest, err));
+            CORRAL_TRY(await_buckets(p, pings ? 1 : p->link->buckets, digest, err));
         }
         CORRAL_TRY(hear(p, MESSAGE_DONE, NULL, err)); /* the sender's side of the push is over as well */
         CORRAL_TRY(p->ops->rx_end(p->end, true, err));
@@ -303,14 +303,13 @@ static enum corral_status send_pushes(struct probe *p, uint64_t *push_ns, uint64
                                       struct corral_error *err)
 {
     struct corral_lane_blob blob, answer;
-    struct corral_shard source = corral_shard_host(p->memory, p->bytes);
     CORRAL_TRY(hear(p, MESSAGE_BLOB, &blob, err));
     CORRAL_TRY(p->ops->tx_open(&p->end, p->link, &p->lane, &blob, &answer, err));
     CORRAL_TRY(say(p, MESSAGE_BLOB, answer.data, answer.bytes, err));
     for (uint32_t push = 1; push <= PUSHES + 1; push++) {
         uint64_t total = 0;
         CORRAL_TRY(hear(p, MESSAGE_BLOB, &blob, err));
-        CORRAL_TRY(p->ops->tx_begin(p->end, push, &source, &blob, err));
+        CORRAL_TRY(p->ops->tx_begin(p->end, push, &p->shard, &blob, err));
         if (push <= PUSHES) {
             CORRAL_TRY(send_buckets(p, 0, p->link->buckets, &total, &push_ns[push - 1], err));
         } else {
