@@ -371,12 +371,13 @@ static uint32_t leftovers_of(uint64_t run, struct corral_fence_leftover *out)
     return found;
 }
 
-/* Opens fences as an agent would and dies without closing them, with a process in a group that nobody waits for. */
-static void die_as_an_agent(uint64_t run)
+/* Opens fences as an agent would and dies without closing them, with a process in a group that nobody waits for: its number. */
+static pid_t die_as_an_agent(uint64_t run)
 {
-    int ready[2];
+    int ready[2], in_group[2];
     char byte;
     assert_int_equal(pipe(ready), 0);
+    assert_int_equal(pipe(in_group), 0);
     pid_t agent = fork();
     assert_true(agent >= 0);
     if (agent == 0) {
@@ -395,19 +396,34 @@ static void die_as_an_agent(uint64_t run)
             for (uint32_t i = 0; i < entry.fd_count; i++) {
                 (void)!write(entry.fd[i], "0", 1);
             }
-            (void)!write(ready[1], "r", 1);
+            pid_t me = getpid();
+            (void)!write(ready[1], &me, sizeof me);
+            (void)!write(in_group[1], "r", 1);
             close(ready[1]);
+            close(in_group[1]);
             pause();
             _exit(0);
         }
-        (void)!read(ready[0], &byte, 1);
+        (void)!read(in_group[0], &byte, 1);
         kill(getpid(), SIGKILL);
     }
     close(ready[1]);
+    close(in_group[0]);
+    close(in_group[1]);
     int status;
+    pid_t left = -1;
     assert_int_equal(waitpid(agent, &status, 0), agent);
     assert_true(WIFSIGNALED(status));
+    assert_int_equal(read(ready[0], &left, sizeof left), sizeof left);
     close(ready[0]);
+    return left;
+}
+
+/* Where there are no cgroups, nobody else would end it. */
+static void end(pid_t left)
+{
+    assert_int_equal(kill(left, SIGKILL), 0);
+    assert_int_equal(waitpid(left, NULL, 0), left);
 }
 
 static void groups_of_an_agent_that_was_killed_are_found_and_removed(void **state)
@@ -416,9 +432,10 @@ static void groups_of_an_agent_that_was_killed_are_found_and_removed(void **stat
     struct corral_fence_leftover left;
     struct corral_error err;
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* what the dead agent leaves is ours to reap */
-    die_as_an_agent(RUN + 1);
+    pid_t worker = die_as_an_agent(RUN + 1);
     uint32_t found = leftovers_of(RUN + 1, &left);
     if (found == 0) {
+        end(worker);
         print_message("no cgroups here\n");
         skip();
     }
@@ -440,8 +457,9 @@ static void the_next_agent_of_the_run_removes_them(void **state)
     struct corral_fences *f;
     struct corral_error err;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    die_as_an_agent(RUN + 2);
+    pid_t worker = die_as_an_agent(RUN + 2);
     if (leftovers_of(RUN + 2, &left) == 0) {
+        end(worker);
         skip();
     }
     check_ok(corral_fences_open(RUN + 2, "a", &f, &err));
