@@ -1,12 +1,16 @@
-/* lanes_bench [MiB] [streams] [bucket KiB] [rounds]: what the weight lanes of one machine reach beside what the machine can do. In every round, in turns:
- *   memcpy   the same bytes between the same two buffers, by as many threads as the shm lane has
- *   shm      the lane between two processes: until all has arrived; and until every bucket's digest, read back from the destination, was right
- *   sockets  the same bytes over as many bare loopback connections as the tcp lane has, a thread each, into the destination
- *   tcp      the lane, both ways as above
- * The sender is another process. Destinations are written before the first round. A share is of the yardstick of the same round. Exits 1 when a digest is wrong. */
+/* lanes_bench [MiB] [streams] [bucket KiB] [rounds]: what the weight lanes of one machine reach beside what the machine can do with the same bytes, the same two buffers and as many threads:
+ *   memcpy        each thread a share, in one call: the yardstick of shm
+ *   past caches   the same with the copy that the shm lane has (link/stream.h)
+ *   bare sockets  as many bare loopback connections as the tcp lane has, a thread at each end, as the kernel sets them up: the yardstick of tcp
+ *   the same, small buffers   with socket buffers as the tcp lane has them to an address of its own machine
+ *   shm, tcp      the lane between two processes: until all has *arrived*; until the receiver has taken every bucket's digest *from final memory* and it was right, which is what the bound is about; and
+ *                 with the sender taking the digests of its side as well, as a push does
+ * The sender is another process. Before each measurement the destination is overwritten, so that what is right came, and so that all find the caches alike. Every round measures all, beginning with
+ * another one each time; a share is of the yardstick of the same round. Exits 1 when a digest is wrong. */
 #include "base/clock.h"
 #include "base/rng.h"
 #include "transport/weights/lanes/lane.h"
+#include "transport/weights/link/stream.h"
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -22,6 +26,7 @@
 #define ROUNDS_MAX 99
 #define STREAMS_MAX 16
 #define SOCKET_CHUNK (1u << 20)
+#define SOCKET_BUFFER (512 << 10) /* of the second kind of bare sockets */
 #define PATIENCE_NS (30 * CORRAL_NS_PER_S)
 
 static struct {
@@ -66,6 +71,14 @@ static void *copy_share(void *arg)
     return NULL;
 }
 
+static void *stream_share(void *arg)
+{
+    uint32_t i = (uint32_t)(uintptr_t)arg;
+    corral_stream_copy(bench.destination + share_of(i), bench.source + share_of(i),
+                       share_end(i) - share_of(i));
+    return NULL;
+}
+
 static void run_threads(void *(*run)(void *))
 {
     pthread_t thread[STREAMS_MAX];
@@ -77,7 +90,8 @@ static void run_threads(void *(*run)(void *))
     }
 }
 
-static int raw[STREAMS_MAX]; /* this process's ends of the bare connections */
+static int bare[2][STREAMS_MAX]; /* this process's ends of the bare connections, of both kinds */
+static int *raw = bare[0];       /* those that are measured now */
 
 static void *send_share(void *arg)
 {
@@ -103,9 +117,16 @@ static void *receive_share(void *arg)
 
 /* ---- the other process: sends what it is told to ---- */
 
-enum order { SEND_RAW, SEND_SHM, SEND_TCP };
+enum order { SEND_RAW, SEND_RAW_SMALL, SEND_SHM, SEND_TCP };
 
-static void lane_sends(struct corral_lane *tx, uint64_t push, const struct corral_lane_blob *place)
+struct orders {
+    uint64_t push;
+    enum order order;
+    bool digests;
+};
+
+static void lane_sends(struct corral_lane *tx, uint64_t push, bool digests,
+                       const struct corral_lane_blob *place)
 {
     struct corral_error err;
     struct corral_shard source = corral_shard_host(bench.source, bench.bytes);
@@ -114,6 +135,11 @@ static void lane_sends(struct corral_lane *tx, uint64_t push, const struct corra
     for (uint32_t sent = 0; left < bench.link->buckets;) {
         enum corral_status status =
             sent < bench.link->buckets ? tx->ops->tx_send(tx, sent, &err) : CORRAL_AGAIN;
+        if (status == CORRAL_OK && digests) { /* while the bucket is on its way */
+            struct corral_digest d;
+            must_ok(source.ops->digest(&source, bench.link, CORRAL_LINK_SOURCE, sent, &d, &err), &err);
+            must(corral_digest_equal(d, bench.digest[sent]), "a bucket's digest is wrong at its source");
+        }
         sent += status == CORRAL_OK;
         if (status == CORRAL_AGAIN) {
             status = tx->ops->tx_progress(tx, CORRAL_NS_PER_S, &left, &err);
@@ -128,12 +154,20 @@ static bool transfer(int fd, void *data, size_t bytes, bool out)
     return (out ? send(fd, data, bytes, MSG_NOSIGNAL) : recv(fd, data, bytes, MSG_WAITALL)) == (ssize_t)bytes;
 }
 
-static int connect_to(in_port_t port)
+static void set_buffer(int fd, int option, bool small)
+{
+    must(!small || setsockopt(fd, SOL_SOCKET, option, &(int){SOCKET_BUFFER}, sizeof(int)) == 0,
+         "cannot set a socket's buffer");
+}
+
+static int connect_to(in_port_t port, bool small)
 {
     struct sockaddr_in to = {
         .sin_family = AF_INET, .sin_port = port, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    must(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0, "cannot connect");
+    must(fd >= 0, "no socket");
+    set_buffer(fd, SO_SNDBUF, small);
+    must(connect(fd, (struct sockaddr *)&to, sizeof to) == 0, "cannot connect");
     return fd;
 }
 
@@ -141,11 +175,13 @@ static void be_the_sender(int control)
 {
     struct corral_error err;
     struct corral_lane *tx[2];
-    in_port_t port;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    must(transfer(control, &port, sizeof port, false), "no port");
-    for (uint32_t i = 0; i < bench.streams; i++) {
-        raw[i] = connect_to(port);
+    for (int kind = 0; kind < 2; kind++) {
+        in_port_t port;
+        must(transfer(control, &port, sizeof port, false), "no port");
+        for (uint32_t i = 0; i < bench.streams; i++) {
+            bare[kind][i] = connect_to(port, kind == 1);
+        }
     }
     for (int i = 0; i < 2; i++) {
         struct corral_lane_blob offer, answer;
@@ -154,17 +190,16 @@ static void be_the_sender(int control)
         must_ok(ops->tx_open(&tx[i], bench.link, &bench.options, &offer, &answer, &err), &err);
         must(transfer(control, &answer, sizeof answer, true), "cannot answer");
     }
-    enum order order;
-    while (transfer(control, &order, sizeof order, false)) {
-        uint64_t push;
+    struct orders o;
+    while (transfer(control, &o, sizeof o, false)) {
         struct corral_lane_blob place;
-        if (order == SEND_RAW) {
+        if (o.order == SEND_RAW || o.order == SEND_RAW_SMALL) {
+            raw = bare[o.order == SEND_RAW_SMALL];
             run_threads(send_share);
             continue;
         }
-        must(transfer(control, &push, sizeof push, false) && transfer(control, &place, sizeof place, false),
-             "no place");
-        lane_sends(tx[order == SEND_TCP], push, &place);
+        must(transfer(control, &place, sizeof place, false), "no place");
+        lane_sends(tx[o.order == SEND_TCP], o.push, o.digests, &place);
     }
     tx[0]->ops->tx_close(tx[0]);
     tx[1]->ops->tx_close(tx[1]);
@@ -172,6 +207,24 @@ static void be_the_sender(int control)
 }
 
 /* ---- this process: receives and measures ---- */
+
+static void accept_bare(int control, int kind)
+{
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof here;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    must(listener >= 0, "no socket");
+    set_buffer(listener, SO_RCVBUF, kind == 1); /* what it accepts has it too */
+    must(bind(listener, (struct sockaddr *)&here, sizeof here) == 0 && listen(listener, STREAMS_MAX) == 0 &&
+             getsockname(listener, (struct sockaddr *)&here, &length) == 0,
+         "cannot listen");
+    must(transfer(control, &here.sin_port, sizeof here.sin_port, true), "the sender has gone");
+    for (uint32_t i = 0; i < bench.streams; i++) {
+        bare[kind][i] = accept(listener, NULL, NULL);
+        must(bare[kind][i] >= 0, "cannot accept");
+    }
+    close(listener);
+}
 
 static int start_sender(struct corral_lane *rx[2], pid_t *child)
 {
@@ -185,19 +238,8 @@ static int start_sender(struct corral_lane *rx[2], pid_t *child)
         be_the_sender(pair[1]);
     }
     close(pair[1]);
-    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof here;
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    must(listener >= 0 && bind(listener, (struct sockaddr *)&here, sizeof here) == 0 &&
-             listen(listener, STREAMS_MAX) == 0 &&
-             getsockname(listener, (struct sockaddr *)&here, &length) == 0,
-         "cannot listen");
-    must(transfer(pair[0], &here.sin_port, sizeof here.sin_port, true), "the sender has gone");
-    for (uint32_t i = 0; i < bench.streams; i++) {
-        raw[i] = accept(listener, NULL, NULL);
-        must(raw[i] >= 0, "cannot accept");
-    }
-    close(listener);
+    accept_bare(pair[0], 0);
+    accept_bare(pair[0], 1);
     for (int i = 0; i < 2; i++) {
         struct corral_lane_blob offer, answer;
         const struct corral_lane_ops *ops = i == 0 ? &corral_lane_shm_ops : &corral_lane_tcp_ops;
@@ -210,24 +252,27 @@ static int start_sender(struct corral_lane *rx[2], pid_t *child)
     return pair[0];
 }
 
-static double measure_lane(struct corral_lane *rx, int control, uint64_t push, bool verify)
+enum checks { ARRIVED, DIGESTS, BOTH_DIGESTS };
+
+static double measure_lane(struct corral_lane *rx, int control, uint64_t push, enum checks checks)
 {
     struct corral_error err;
     struct corral_lane_blob place;
-    enum order order = rx->ops->kind == CORRAL_LANE_SHM ? SEND_SHM : SEND_TCP;
+    struct orders o = {.push = push,
+                       .order = rx->ops->kind == CORRAL_LANE_SHM ? SEND_SHM : SEND_TCP,
+                       .digests = checks == BOTH_DIGESTS};
     struct corral_shard destination = corral_shard_host(bench.destination, bench.bytes);
     destination.fd = bench.fd;
     uint64_t begun = corral_now_ns(&corral_clock_monotonic);
     must_ok(rx->ops->rx_begin(rx, push, &destination, &place, &err), &err);
-    must(transfer(control, &order, sizeof order, true) && transfer(control, &push, sizeof push, true) &&
-             transfer(control, &place, sizeof place, true),
+    must(transfer(control, &o, sizeof o, true) && transfer(control, &place, sizeof place, true),
          "the sender has gone");
     for (uint32_t arrived = 0; arrived < bench.link->buckets;) {
         uint32_t bucket[16], count = 0;
         must_ok(rx->ops->rx_progress(rx, CORRAL_NS_PER_S, bucket, 16, &count, &err), &err);
         for (uint32_t i = 0; i < count; i++) {
             struct corral_digest d = {0, 0};
-            if (verify) {
+            if (checks != ARRIVED) {
                 must_ok(destination.ops->digest(&destination, bench.link, CORRAL_LINK_DESTINATION, bucket[i],
                                                 &d, &err),
                         &err);
@@ -243,19 +288,20 @@ static double measure_lane(struct corral_lane *rx, int control, uint64_t push, b
     return (double)bench.bytes / (double)ns;
 }
 
-static double measure_raw(int control)
+static double measure_raw(int control, bool small)
 {
-    enum order order = SEND_RAW;
+    struct orders o = {.order = small ? SEND_RAW_SMALL : SEND_RAW};
     uint64_t begun = corral_now_ns(&corral_clock_monotonic);
-    must(transfer(control, &order, sizeof order, true), "the sender has gone");
+    raw = bare[small];
+    must(transfer(control, &o, sizeof o, true), "the sender has gone");
     run_threads(receive_share);
     return (double)bench.bytes / (double)(corral_now_ns(&corral_clock_monotonic) - begun);
 }
 
-static double measure_memcpy(void)
+static double measure_copy(void *(*copy)(void *))
 {
     uint64_t begun = corral_now_ns(&corral_clock_monotonic);
-    run_threads(copy_share);
+    run_threads(copy);
     return (double)bench.bytes / (double)(corral_now_ns(&corral_clock_monotonic) - begun);
 }
 
@@ -309,30 +355,60 @@ static void set_up(uint64_t bucket_bytes, struct corral_layout *layout[2], struc
     }
 }
 
+enum { MEMCPY, STREAM_COPY, SHM, SHM_DIGESTS, SHM_BOTH, BARE, BARE_SMALL, TCP, TCP_DIGESTS, TCP_BOTH, ROWS };
+
+static const struct row {
+    const char *name;
+    int yardstick;
+} row[ROWS] = {
+    [MEMCPY] = {"memcpy", MEMCPY},
+    [STREAM_COPY] = {"past caches", MEMCPY},
+    [SHM] = {"shm, arrived", MEMCPY},
+    [SHM_DIGESTS] = {"shm, digests right", MEMCPY},
+    [SHM_BOTH] = {"shm, digests of both sides", MEMCPY},
+    [BARE] = {"bare sockets", BARE},
+    [BARE_SMALL] = {"the same, small buffers", BARE},
+    [TCP] = {"tcp, arrived", BARE},
+    [TCP_DIGESTS] = {"tcp, digests right", BARE},
+    [TCP_BOTH] = {"tcp, digests of both sides", BARE},
+};
+
+static double measure(int which, struct corral_lane *rx[2], int control, uint64_t push)
+{
+    memset(bench.destination, 0, bench.bytes);
+    switch (which) {
+    case MEMCPY:
+        return measure_copy(copy_share);
+    case STREAM_COPY:
+        return measure_copy(stream_share);
+    case BARE:
+    case BARE_SMALL:
+        return measure_raw(control, which == BARE_SMALL);
+    default:
+        return measure_lane(rx[which >= TCP], control, push,
+                            (enum checks)(which - (which >= TCP ? TCP : SHM)));
+    }
+}
+
 static void run_all(struct corral_lane *rx[2], int control)
 {
-    static double figure[6][ROUNDS_MAX];
+    static double figure[ROWS][ROUNDS_MAX];
     uint64_t push = 0;
-    for (uint32_t warm = 0, i = 0; i < bench.rounds;
-         i += warm, warm = 1) { /* the first turn is not counted */
-        figure[0][i] = measure_memcpy();
-        figure[1][i] = measure_lane(rx[0], control, ++push, false);
-        memset(bench.destination, 0, bench.bytes); /* a digest that is right was of bytes that came */
-        figure[2][i] = measure_lane(rx[0], control, ++push, true);
-        figure[3][i] = measure_raw(control);
-        figure[4][i] = measure_lane(rx[1], control, ++push, false);
-        memset(bench.destination, 0, bench.bytes);
-        figure[5][i] = measure_lane(rx[1], control, ++push, true);
+    for (int i = 0; i < ROWS; i++) { /* the first turn is not counted */
+        (void)measure(i, rx, control, ++push);
+    }
+    for (uint32_t round = 0; round < bench.rounds; round++) {
+        for (uint32_t i = 0; i < ROWS; i++) {
+            uint32_t which = (i + round) % ROWS;
+            figure[which][round] = measure((int)which, rx, control, ++push);
+        }
     }
     printf("%llu MiB, %u streams, buckets of %llu KiB, window %u, %u rounds: median (least ... most)\n",
            (unsigned long long)(bench.bytes >> 20), bench.streams,
            (unsigned long long)(bench.link->bucket_bytes >> 10), bench.options.window, bench.rounds);
-    print("memcpy", figure[0], figure[0]);
-    print("shm, arrived", figure[1], figure[0]);
-    print("shm, digests right", figure[2], figure[0]);
-    print("bare sockets", figure[3], figure[3]);
-    print("tcp, arrived", figure[4], figure[3]);
-    print("tcp, digests right", figure[5], figure[3]);
+    for (int i = 0; i < ROWS; i++) {
+        print(row[i].name, figure[i], figure[row[i].yardstick]);
+    }
 }
 
 static uint64_t argument(int argc, char **argv, int index, uint64_t otherwise)
@@ -348,7 +424,7 @@ int main(int argc, char **argv)
     pid_t child;
     bench.bytes = argument(argc, argv, 1, 512) << 20;
     bench.streams = (uint32_t)argument(argc, argv, 2, 2);
-    bench.rounds = (uint32_t)argument(argc, argv, 4, 9);
+    bench.rounds = (uint32_t)argument(argc, argv, 4, 15);
     bench.options = (struct corral_lane_options){.streams = bench.streams, .window = 4};
     must(bench.bytes > 0 && bench.streams > 0 && bench.streams <= STREAMS_MAX && bench.rounds > 0 &&
              bench.rounds <= ROUNDS_MAX,

@@ -4,6 +4,7 @@
 #include "cli/cli.h"
 #include "cli/run_job.h"
 #include "cli/set_args.h"
+#include "orchestrator/weight_lanes.h"
 #include "orchestrator/worker/worker_config.h"
 #include <errno.h>
 #include <getopt.h>
@@ -101,6 +102,9 @@ static enum corral_status check_supported(const char *file, const struct corral_
 static enum corral_status check_plan(const char *file, const struct corral_job *job, struct corral_error *err)
 {
     CORRAL_TRY(check_supported(file, job, err));
+    if (corral_weight_lanes_check(job, err) != CORRAL_OK) {
+        return corral_job_error_at(job, "weights", "transport", err);
+    }
     struct corral_vec_spec env;
     enum corral_status status = corral_job_env_spec(job, &env, err);
     if (status != CORRAL_OK) {

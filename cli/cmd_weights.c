@@ -22,7 +22,8 @@ static void help(FILE *to)
           "status: the newest weight version of a run, how many were published, what the last push cost "
           "stage by "
           "stage,\n"
-          "and which version each node and worker has: its digest, the lane it came by, and what went wrong. "
+          "how many bytes deltas and casts saved, and which version each node and worker has: its digest, "
+          "the lane it came by, and what went wrong. "
           "RUN "
           "is a\n"
           "run's id, the beginning of one, its folder, or \"last\" or nothing for the newest.\n"
@@ -142,22 +143,38 @@ static const char *nanoseconds(const json_t *of, const char *key, char out[32])
     return corral_format_duration(count_of(of, key), out, 32);
 }
 
+/* What deltas and casts have made of the bytes between nodes. */
+static void print_saved(const json_t *push)
+{
+    uint64_t whole = count_of(push, "whole_total"), moved = count_of(push, "moved_total");
+    char of[32], sent[32], saved[32], held[32];
+    if (whole == 0) {
+        return; /* one node, or nothing has arrived yet */
+    }
+    uint64_t less = whole > moved ? whole - moved : 0;
+    printf("  bytes    %s sent to other nodes instead of %s: %s saved (%.0f %%); %" PRIu64
+           " versions went as deltas; %s held for lanes and deltas\n",
+           corral_format_bytes(moved, sent, sizeof sent), corral_format_bytes(whole, of, sizeof of),
+           corral_format_bytes(less, saved, sizeof saved), 100.0 * (double)less / (double)whole,
+           count_of(push, "deltas_total"), corral_format_bytes(count_of(push, "memory"), held, sizeof held));
+}
+
 static void print_push(const json_t *push)
 {
-    char size[32], t[5][32];
+    char size[32], t[7][32];
     if (count_of(push, "version") == 0) {
         return;
     }
-    printf("last push  version %" PRIu64
-           ", %s: own store %s; slowest node: wire %s, staged after %s, applied "
-           "after %s, readers\n"
-           "           paused %s; %" PRIu64 " targets, %" PRIu64 " dropped (%" PRIu64 " in all), %" PRIu64
-           " buckets sent again\n",
+    printf("last push  version %" PRIu64 ", %s: own store %s; %" PRIu64 " targets, %" PRIu64
+           " dropped (%" PRIu64 " in all), %" PRIu64 " buckets sent again\n"
+           "  stages   gather %s, pack %s, wire %s, apply %s, flip %s, pause %s, of the slowest node\n",
            count_of(push, "version"), corral_format_bytes(count_of(push, "bytes"), size, sizeof size),
-           nanoseconds(push, "copy_ns", t[0]), nanoseconds(push, "wire_ns", t[1]),
-           nanoseconds(push, "stage_ns", t[2]), nanoseconds(push, "apply_ns", t[3]),
-           nanoseconds(push, "pause_ns", t[4]), count_of(push, "targets"), count_of(push, "dropped"),
-           count_of(push, "dropped_total"), count_of(push, "resent_total"));
+           nanoseconds(push, "copy_ns", t[0]), count_of(push, "targets"), count_of(push, "dropped"),
+           count_of(push, "dropped_total"), count_of(push, "resent_total"),
+           nanoseconds(push, "gather_ns", t[1]), nanoseconds(push, "pack_ns", t[2]),
+           nanoseconds(push, "wire_ns", t[3]), nanoseconds(push, "stage_ns", t[4]),
+           nanoseconds(push, "apply_ns", t[5]), nanoseconds(push, "pause_ns", t[6]));
+    print_saved(push);
 }
 
 static void print_nodes(const json_t *nodes)

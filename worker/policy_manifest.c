@@ -22,3 +22,11 @@ enum corral_status corral_policy_manifest(const struct corral_policy_layout *lay
     *out = m;
     return CORRAL_OK;
 }
+
+enum corral_status corral_policy_form(const struct corral_policy_layout *layout, enum corral_weight_cast cast,
+                                      struct corral_weight_form **out, struct corral_error *err)
+{
+    CORRAL_CLEANUP(corral_manifest_destroyp) struct corral_manifest *manifest = NULL;
+    CORRAL_TRY(corral_policy_manifest(layout, &manifest, err));
+    return corral_weight_form_create(out, manifest, cast, err);
+}

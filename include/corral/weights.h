@@ -114,7 +114,16 @@ struct corral_weights_identity {
     uint64_t run;
     uint64_t generation;   /* of the trainer group; larger after each restart of it. Subscribers ignore it. */
     const uint8_t *secret; /* 32 bytes, the same in all processes of the run */
+    /* Of the trainer group: one number for all its ranks, drawn by whoever starts them (CORRAL_WEIGHTS_GROUP, decimal), and another for any other group. Engines refuse a rank of a second group with the same run and generation
+     * as long as the first is connected; without a number they notice only two processes that say they are the same rank. Subscribers ignore it. */
+    uint64_t group;
 };
+
+/* Memory that the library takes beside the weights: staging of lanes and of device memory, what deltas start from. Called before it is kept (lanes: before a byte has moved on them) with all that this publisher or subscriber
+ * holds of it from then on, 0 at the end; `what` names the use. Anything but CORRAL_OK refuses, with the reason in `err`: that lane is not used, that version goes whole, or the call fails with it. Giving back cannot be refused.
+ * From threads of the library, one at a time; it must not call into this publisher or subscriber. */
+typedef enum corral_status (*corral_weights_hold_fn)(void *ctx, uint64_t bytes, const char *what,
+                                                     struct corral_error *err);
 
 /* ---- trainer ---- */
 
@@ -156,6 +165,8 @@ struct corral_weights_publisher_options {
     uint32_t delta_element_bytes; /* with delta: of what changes as one, 1, 2, 4 or 8; 0: 2 (bf16, f16) */
     uint32_t cast_count;
     const struct corral_weights_cast *casts; /* see there; NULL: weights go as they are */
+    corral_weights_hold_fn hold;             /* NULL: memory is taken unasked */
+    void *hold_ctx;
 };
 
 struct corral_weights_result {
@@ -164,7 +175,7 @@ struct corral_weights_result {
         dropped;             /* dropped: not at this version now; they are tried again at the next */
     uint64_t version, bytes; /* sent by this rank */
     uint64_t total_ns;       /* the whole call */
-    /* Of the slowest subscriber, as this rank saw it: gathering into buckets; first byte sent to last bucket taken; to STAGED (digest compared); to APPLIED; longest pause of its readers. */
+    /* Of the slowest subscriber, as this rank saw it: digesting, casting and encoding; first byte sent to last bucket taken; to STAGED (digest compared); to APPLIED; longest pause of its readers. */
     uint64_t pack_ns, wire_ns, stage_ns, commit_ns, pause_ns;
     uint32_t resent_buckets; /* arrived damaged and were sent again */
     uint32_t reserved_;
@@ -173,7 +184,12 @@ struct corral_weights_result {
         moved; /* given to lanes by this rank: less than `bytes` with deltas, more when buckets were sent again */
     uint64_t delta_memory; /* kept for deltas after this version */
     uint32_t deltas;       /* subscribers that took this version as a delta */
-    uint32_t reserved2_;
+    uint32_t
+        slow_rank; /* rank 0 only: the trainer rank that began this version last, UINT32_MAX when nobody waited; */
+    uint64_t
+        skew_ns; /* and how long the first rank waited for it, at the subscriber where that was longest */
+    uint64_t gather_ns; /* reading the weights into lanes, or to encode them; as pack_ns */
+    uint64_t memory;    /* held for lanes, deltas and staging of devices after this version */
 };
 
 CORRAL_API enum corral_status
@@ -239,6 +255,8 @@ struct corral_weights_subscriber_options {
      * waits for the trainer's next version. */
     const struct corral_weights_peer *peers;
     uint32_t peer_count;
+    corral_weights_hold_fn hold; /* NULL: memory is taken unasked */
+    void *hold_ctx;
 };
 
 CORRAL_API enum corral_status
@@ -286,6 +304,8 @@ struct corral_weights_status {
     uint64_t flip_ns, flip_ns_max; /* corral_weights_flip, or the flip of auto_flip: last and longest */
     uint64_t digest[2];
     char lane[32], last_error[200];
+    uint64_t memory; /* held for lanes */
+    uint64_t pulls;  /* versions taken from other subscribers */
 };
 CORRAL_API enum corral_status corral_weights_subscriber_status(struct corral_weights_subscriber *s,
                                                                struct corral_weights_status *out,

@@ -28,8 +28,10 @@ static enum corral_status make_ledger(struct corral_agent *a, struct corral_erro
 static enum corral_status make_store(struct corral_agent *a, struct corral_error *err)
 {
     struct corral_policy_layout layout;
+    CORRAL_CLEANUP(corral_weight_form_destroyp) struct corral_weight_form *form = NULL;
     CORRAL_TRY(corral_job_policy_layout(a->job, &a->env, &layout, err));
-    CORRAL_TRY(corral_weight_store_create(layout.floats * sizeof(float), &a->store_fd, err));
+    CORRAL_TRY(corral_policy_form(&layout, a->job->weights.cast, &form, err));
+    CORRAL_TRY(corral_weight_store_create(corral_weight_form_manifest(form)->bytes, &a->store_fd, err));
     CORRAL_TRY(corral_weight_store_attach(a->store_fd, &a->store, err));
     if (a->job->node_count == 1) {
         return CORRAL_OK;
@@ -41,12 +43,10 @@ static enum corral_status make_store(struct corral_agent *a, struct corral_error
         return corral_error_prefix(err, CORRAL_UNSUPPORTED, "weights.transport = \"rdma\"");
     }
     corral_weight_lanes(a->job, lanes);
-    CORRAL_CLEANUP(corral_manifest_destroyp) struct corral_manifest *manifest = NULL;
-    CORRAL_TRY(corral_policy_manifest(&layout, &manifest, err));
     const struct corral_node_receiver_options options = {
         .node = a->job->node[a->node].name,
         .host = corral_job_node_host(a->job, a->node),
-        .manifest = manifest,
+        .manifest = corral_weight_form_manifest(form),
         .store = a->store,
         .run = a->launch.run,
         .secret = a->launch.secret,

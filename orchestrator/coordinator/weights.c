@@ -44,6 +44,8 @@ static const struct {
     {"version", offsetof(struct push_weights, version)},
     {"bytes", offsetof(struct push_weights, bytes)},
     {"copy_ns", offsetof(struct push_weights, copy_ns)},
+    {"gather_ns", offsetof(struct push_weights, gather_ns)},
+    {"pack_ns", offsetof(struct push_weights, pack_ns)},
     {"wire_ns", offsetof(struct push_weights, wire_ns)},
     {"stage_ns", offsetof(struct push_weights, stage_ns)},
     {"apply_ns", offsetof(struct push_weights, apply_ns)},
@@ -51,6 +53,10 @@ static const struct {
     {"targets", offsetof(struct push_weights, targets)},
     {"dropped", offsetof(struct push_weights, dropped)},
     {"resent", offsetof(struct push_weights, resent)},
+    {"whole_bytes", offsetof(struct push_weights, whole_bytes)},
+    {"moved_bytes", offsetof(struct push_weights, moved_bytes)},
+    {"deltas", offsetof(struct push_weights, deltas)},
+    {"memory", offsetof(struct push_weights, memory)},
 };
 
 static uint64_t *count_at(void *of, size_t at)
@@ -138,6 +144,9 @@ enum corral_status corral_weights_pushed(struct corral_coordinator *c, const str
     if (heard.version != w->version) { /* not every step publishes */
         heard.dropped_total += heard.dropped;
         heard.resent_total += heard.resent;
+        heard.whole_total += heard.whole_bytes;
+        heard.moved_total += heard.moved_bytes;
+        heard.deltas_total += heard.deltas;
     }
     *w = heard;
     return CORRAL_OK;
@@ -170,6 +179,9 @@ json_t *corral_weights_json(const struct corral_coordinator *c)
     }
     json_object_set_new(push, "dropped_total", json_integer((json_int_t)p->dropped_total));
     json_object_set_new(push, "resent_total", json_integer((json_int_t)p->resent_total));
+    json_object_set_new(push, "whole_total", json_integer((json_int_t)p->whole_total));
+    json_object_set_new(push, "moved_total", json_integer((json_int_t)p->moved_total));
+    json_object_set_new(push, "deltas_total", json_integer((json_int_t)p->deltas_total));
     return json_pack("{s:s, s:o, s:o}", "lanes", c->status.weights, "push", push, "nodes", nodes);
 }
 
@@ -187,10 +199,8 @@ void corral_weights_collect(struct corral_coordinator *c)
     const struct {
         const char *stage;
         uint64_t ns;
-    } stages[] = {{"copy", p->copy_ns},
-                  {"wire", p->wire_ns},
-                  {"stage", p->stage_ns},
-                  {"apply", p->apply_ns},
+    } stages[] = {{"copy", p->copy_ns},  {"gather", p->gather_ns}, {"pack", p->pack_ns},
+                  {"wire", p->wire_ns},  {"stage", p->stage_ns},   {"apply", p->apply_ns},
                   {"pause", p->pause_ns}};
     for (size_t i = 0; i < CORRAL_COUNT_OF(stages); i++) {
         set(c, "corral_weights_push_seconds", CORRAL_METRIC_GAUGE,
@@ -199,6 +209,10 @@ void corral_weights_collect(struct corral_coordinator *c)
     }
     set(c, "corral_weights_dropped_total", CORRAL_METRIC_COUNTER,
         "Nodes that a weight push had to do without", NULL, NULL, (double)p->dropped_total);
+    set(c, "corral_weights_whole_bytes_total", CORRAL_METRIC_COUNTER,
+        "What versions would have taken between nodes, whole and uncast", NULL, NULL, (double)p->whole_total);
+    set(c, "corral_weights_moved_bytes_total", CORRAL_METRIC_COUNTER, "What versions took between nodes",
+        NULL, NULL, (double)p->moved_total);
     for (uint32_t i = 0; i < c->job->node_count; i++) {
         const struct node_weights *w = &c->weights->node[i];
         const char *node = c->job->node[i].name;

@@ -4,6 +4,7 @@
 #include "orchestrator/coordinator/weights_internal.h"
 #include "orchestrator/worker/worker_config.h"
 #include "transport/weights/lanes/probe.h"
+#include "worker/policy_manifest.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,9 +164,10 @@ static void choose(struct corral_coordinator *c, const struct measured *m)
 static uint64_t weight_bytes(const struct corral_coordinator *c)
 {
     struct corral_policy_layout layout;
-    return corral_job_policy_layout(c->job, c->config->env, &layout, NULL) == CORRAL_OK
-               ? layout.floats * sizeof(float)
-               : 0;
+    CORRAL_CLEANUP(corral_weight_form_destroyp) struct corral_weight_form *form = NULL;
+    bool known = corral_job_policy_layout(c->job, c->config->env, &layout, NULL) == CORRAL_OK &&
+                 corral_policy_form(&layout, c->job->weights.cast, &form, NULL) == CORRAL_OK;
+    return known ? corral_weight_form_manifest(form)->bytes : 0;
 }
 
 bool corral_weights_chosen(struct corral_coordinator *c)

@@ -17,8 +17,10 @@ struct node_weights {
 
 /* Of the last push, as the leading trainer said. */
 struct push_weights {
-    uint64_t version, bytes, copy_ns, wire_ns, stage_ns, apply_ns, pause_ns, targets, dropped, resent;
-    uint64_t dropped_total, resent_total;
+    uint64_t version, bytes, copy_ns, gather_ns, pack_ns, wire_ns, stage_ns, apply_ns, pause_ns;
+    uint64_t targets, dropped, resent, whole_bytes, moved_bytes, deltas, memory;
+    /* Since the run began. */
+    uint64_t dropped_total, resent_total, whole_total, moved_total, deltas_total;
 };
 
 /* Lanes being measured: between all nodes for a client (`rlctl weights probe`), or from the trainer's node to each other one, to choose. One pair at a time, so that none disturbs another:

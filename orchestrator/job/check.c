@@ -321,6 +321,34 @@ static enum corral_status check_observe(const struct corral_job *job, struct cor
     return CORRAL_OK;
 }
 
+#define ANCHOR_EVERY_DEFAULT 25u /* as in options.c */
+
+/* Deltas and casts that would do nothing are mistakes. */
+static enum corral_status check_weights_form(const struct corral_job *job, struct corral_error *err)
+{
+    const struct origin *anchor = job_origin(job, "weights", "anchor_every");
+    if (job->weights.delta && job->node_count == 1) {
+        return job_error(
+            job, job_origin(job, "weights", "delta"), err,
+            "`weights.delta` = true has no use in a job of one node, where versions are written into the "
+            "node's memory and not sent");
+    }
+    /* The default may stand there: the run folder's job file has every key. */
+    if (!job->weights.delta && job->weights.anchor_every != ANCHOR_EVERY_DEFAULT) {
+        return job_error(job, anchor, err,
+                         "`weights.anchor_every` is for deltas; write `delta = true` beside it");
+    }
+    static const enum corral_weight_cast is[] = {[CORRAL_OPTION_BF16] = CORRAL_WEIGHT_CAST_BF16,
+                                                 [CORRAL_OPTION_F16] = CORRAL_WEIGHT_CAST_F16,
+                                                 [CORRAL_OPTION_F32] = CORRAL_WEIGHT_CAST_NONE};
+    if (job->weights.cast != CORRAL_WEIGHT_CAST_NONE && job->model.kind == CORRAL_MODEL_TRANSFORMER &&
+        job->weights.cast == is[job->model.dtype]) {
+        return job_error(job, job_origin(job, "weights", "cast"), err,
+                         "`weights.cast` is what `model.dtype` is already; write \"none\"");
+    }
+    return CORRAL_OK;
+}
+
 static enum corral_status check_weights(const struct corral_job *job, struct corral_error *err)
 {
     const enum corral_weights_transport lane = job->weights.transport;
@@ -356,6 +384,7 @@ enum corral_status job_check(struct corral_job *job, struct corral_error *err)
     CORRAL_TRY(check_fault(job, err));
     CORRAL_TRY(check_observe(job, err));
     CORRAL_TRY(check_weights(job, err));
+    CORRAL_TRY(check_weights_form(job, err));
     if (job->stream.durability == CORRAL_STREAM_WAL) {
         return job_error(job, job_origin(job, "stream", "durability"), err,
                          "`stream.durability` = \"wal\" is not supported yet; write \"memory\"");

@@ -10,6 +10,7 @@
 #include "model/policy.h"
 #include "rollout/env_host/vec.h"
 #include "trainer-bridge/learners/ppo.h"
+#include "transport/weights/form.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -194,6 +195,9 @@ struct corral_job {
         enum corral_weights_transport transport;
         uint64_t measure; /* from this size of a version on, `auto` measures */
         uint64_t deadline_ns;
+        bool delta;            /* between nodes: what has changed */
+        uint32_t anchor_every; /* versions; with delta */
+        enum corral_weight_cast cast;
     } weights;
     struct {
         uint64_t every; /* gradient steps; 0 = only at the end */

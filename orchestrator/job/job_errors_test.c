@@ -36,6 +36,14 @@ static const struct error_case cases[] = {
     {GOOD "[weights]\ntransport = \"nccl\"\n", "20:13: error: `weights.transport` = \"nccl\" moves GPU "
                                                "memory, and a node's copy of this job's weights is in "
                                                "host memory; write \"auto\", \"tcp\" or \"rdma\""},
+    {GOOD "[weights]\ndelta = true\n", "20:9: error: `weights.delta` = true has no use in a job of one node, "
+                                       "where versions are written into the node's memory and not sent"},
+    {GOOD "[weights]\nanchor_every = 4\n",
+     "20:16: error: `weights.anchor_every` is for deltas; write `delta = true` beside it"},
+    {GOOD "[weights]\nanchor_every = 1\n",
+     "20:16: error: `weights.anchor_every` must be between 2 and 1000000, not 1"},
+    {GOOD "[weights]\ncast = \"int4\"\n",
+     "20:8: error: `weights.cast` must be one of \"none\", \"bf16\", \"f16\", \"fp8\", not \"int4\""},
     /* types */
     {HEAD "seed = \"x\"\n", "4:8: error: `job.seed` must be an integer, not a string"},
     {HEAD "seed = 1.5\n", "4:8: error: `job.seed` must be an integer, not a float"},

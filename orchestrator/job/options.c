@@ -24,6 +24,7 @@ static const char *const isolations[] = {"in-process", "process", NULL};
 static const char *const algorithms[] = {"ppo", "vtrace", NULL};
 static const char *const durabilities[] = {"memory", "wal", NULL};
 static const char *const transports[] = {"auto", "shm", "tcp", "rdma", "nccl", "cuda_ipc", NULL};
+static const char *const casts[] = {"none", "bf16", "f16", "fp8", NULL};
 static const char *const logs[] = {"text", "json", NULL};
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
 
@@ -31,6 +32,7 @@ _Static_assert(CORRAL_TANH == 0 && CORRAL_RELU == 1, "activations[] follows enum
 _Static_assert(CORRAL_ISOLATION_IN_PROCESS == 0 && CORRAL_ISOLATION_PROCESS == 1,
                "isolations[] follows enum corral_isolation");
 
+_Static_assert(CORRAL_WEIGHT_CAST_NONE == 0 && CORRAL_WEIGHT_CAST_FP8 == 3, "casts[] follows enum corral_weight_cast");
 _Static_assert(CORRAL_RESTART_ALWAYS == 0 && CORRAL_RESTART_NEVER == 2,
                "restarts[] follows enum corral_restart");
 _Static_assert(CORRAL_UNKNOWN_DRIVER_REFUSE == 0, "unknown_drivers[] follows enum corral_unknown_driver");
@@ -187,6 +189,9 @@ const struct corral_option corral_options[] = {
     {"weights", "transport", CORRAL_OPTION_ENUM, DEF("\"auto\""), .choices = transports, JOB(weights.transport), .help = "The lane between nodes (within one it is shared memory). `auto`: the fastest that both ends have, measured at the start for versions of `weights.measure` and more."},
     {"weights", "measure", CORRAL_OPTION_BYTES, DEF("\"64MiB\""), RANGE(1, I63_MAX), JOB(weights.measure), .help = "Size of a version from which `transport` = \"auto\" measures; smaller ones take the first lane that opens."},
     {"weights", "deadline", CORRAL_OPTION_DURATION, DEF("\"2s\""), RANGE(1e6, HOUR_NS), JOB(weights.deadline_ns), .help = "A receiver that takes longer is dropped; the others commit."},
+    {"weights", "delta", CORRAL_OPTION_BOOL, DEF("false"), JOB(weights.delta), .help = "Send other nodes what has changed since the version before, bit by bit, where that is less. Takes a copy of a version in the trainer."},
+    {"weights", "anchor_every", CORRAL_OPTION_U32, DEF("25"), RANGE(2, 1e6), JOB(weights.anchor_every), .help = "With `delta`: at least one version in so many goes whole."},
+    {"weights", "cast", CORRAL_OPTION_ENUM, DEF("\"none\""), .choices = casts, JOB(weights.cast), .help = "Precision of matrices in published versions: what rollout and eval workers act with. fp8 is E4M3 with a scale per 128 elements of a row. The trainer keeps its own."},
 
     {"checkpoint", "every", CORRAL_OPTION_U64, DEF("0"), RANGE(0, I63_MAX), JOB(checkpoint.every), .help = "Gradient steps; 0 = only at the end."},
     {"checkpoint", "keep", CORRAL_OPTION_U32, DEF("3"), RANGE(1, 10000), JOB(checkpoint.keep), .help = "Checkpoints kept."},

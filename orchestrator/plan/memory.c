@@ -1,6 +1,7 @@
 #include "orchestrator/plan/memory.h"
 #include "rollout/worker/fragment_builder.h"
 #include "trainer-bridge/learners/ppo.h"
+#include "transport/weights/node_receiver.h"
 #include "worker/fragment_share.h"
 #include <string.h>
 #include <sys/mman.h>
@@ -306,6 +307,19 @@ static uint64_t leased_fragments(const struct corral_job *job, uint64_t rows)
            (1 + (uint64_t)job->staleness.max_versions);
 }
 
+/* What a cast, and what deltas take besides: at most a copy of all that is sent, a quarter of it encoded, and three buckets. */
+static void weight_form_items(const struct corral_job *job, uint64_t processes, uint64_t weights,
+                              struct corral_plan_memory *m)
+{
+    if (job->weights.cast != CORRAL_WEIGHT_CAST_NONE) {
+        item(m, processes * weights, "cast weights");
+    }
+    if (job->weights.delta) {
+        item(m, processes * (weights + weights / 4 + 3 * CORRAL_MIN(weights, CORRAL_NODE_BUCKET_BYTES)),
+             "what weight deltas start from");
+    }
+}
+
 enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const struct corral_job_partition *p,
                                           const struct corral_plan_env *env, struct corral_plan_memory *out,
                                           uint64_t *params, struct corral_error *err)
@@ -332,6 +346,7 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
         item(&m, processes * (bytes - CORRAL_MIN(bytes, weights + 3 * trainable)), what);
         item(&m, processes * job->stream.buffer, "trajectory buffer");
         item(&m, processes * 4 * weights, "versions on their way");
+        weight_form_items(job, processes, weights, &m);
     } else if (p->role == CORRAL_ROLE_ROLLOUT) {
         const uint64_t leased = leased_fragments(job, rows);
         const uint64_t fragment = rows * job->rollout.fragment * transition_bytes(&spec) +
@@ -339,6 +354,9 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
                                   CORRAL_FRAGMENT_HEADER_BYTES;
         CORRAL_TRY(workspace_bytes(&layout, rows, &bytes, err));
         item(&m, processes * 2 * weights, "weights, two versions");
+        if (job->weights.cast != CORRAL_WEIGHT_CAST_NONE) {
+            item(&m, processes * weights, "incoming cast weights");
+        }
         item(&m, processes * bytes, "activations");
         item(&m, processes * environment_bytes(&spec, rows), "environments");
         CORRAL_TRY(builder_bytes(job, &spec, rows, env->agents, &bytes, err));
@@ -351,6 +369,9 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
         const uint64_t eval_rows = CORRAL_MIN((uint64_t)job->eval.episodes, UINT64_C(1024)) * env->agents;
         CORRAL_TRY(workspace_bytes(&layout, eval_rows, &bytes, err));
         item(&m, processes * 2 * weights, "weights, two versions");
+        if (job->weights.cast != CORRAL_WEIGHT_CAST_NONE) {
+            item(&m, processes * weights, "incoming cast weights");
+        }
         item(&m, processes * bytes, "activations");
         snprintf(what, sizeof what, "environments, %llu rows", (unsigned long long)eval_rows);
         item(&m, processes * environment_bytes(&spec, eval_rows), what);

@@ -132,6 +132,7 @@ enum corral_status corral_job_rollout_config(const struct corral_job *job,
     memset(out, 0, sizeof *out);
     env_config(job, &out->env);
     CORRAL_TRY(corral_job_policy_layout(job, env, &out->layout, err));
+    out->cast = job->weights.cast;
     corral_job_fragment_share(job, env->agents, &out->share);
     out->seed = job->seed;
     out->fragment_steps = job->rollout.fragment;
@@ -233,6 +234,9 @@ enum corral_status corral_job_trainer_config(const struct corral_job *job,
     out->weights_every = job->weights.every;
     out->weights_deadline_ms = (uint32_t)(job->weights.deadline_ns / CORRAL_NS_PER_MS);
     corral_weight_lanes(job, out->weights_lanes);
+    out->weights_delta = job->weights.delta;
+    out->weights_anchor_every = job->weights.anchor_every;
+    out->weights_cast = job->weights.cast;
     out->schedule_env_steps = job->algorithm.schedule_steps;
     out->stop_steps = job->stop.train_steps;
     out->stop_env_steps = job->stop.env_steps;

@@ -223,7 +223,8 @@ enum corral_status corral_eval_worker_run(struct corral_session *session,
                                           struct corral_error *err)
 {
     struct evaluation e = {.session = session, .config = config};
-    CORRAL_TRY(corral_policy_view_open(&e.policy, &config->layout, session->store, session->memory, err));
+    CORRAL_TRY(corral_policy_view_open(&e.policy, &config->layout, session->store, config->cast,
+                                       session->memory, err));
     e.out = corral_mpack_writer_create();
     enum corral_status status =
         e.out ? eval_loop(&e, err)

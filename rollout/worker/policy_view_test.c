@@ -93,7 +93,7 @@ static void has_no_version_before_the_first_is_published(void **state)
     struct corral_error err = {0};
     struct corral_policy_view v;
     node_open(&n);
-    check_ok(corral_policy_view_open(&v, &n.layout, n.store, &n.memory, &err));
+    check_ok(corral_policy_view_open(&v, &n.layout, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err));
     check_ok(corral_policy_view_refresh(&v, &err));
     assert_int_equal(v.version, 0);
     assert_int_equal(n.used, 2 * n.layout.floats * sizeof(float));
@@ -108,7 +108,7 @@ static void takes_the_newest_version_whole(void **state)
     struct corral_error err = {0};
     struct corral_policy_view v;
     node_open(&n);
-    check_ok(corral_policy_view_open(&v, &n.layout, n.store, &n.memory, &err));
+    check_ok(corral_policy_view_open(&v, &n.layout, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err));
     for (uint64_t version = 1; version < 10; version++) {
         publish(&n, 2 * version, (float)version);
         check_ok(corral_policy_view_refresh(&v, &err));
@@ -133,7 +133,7 @@ static void a_version_being_written_is_not_seen(void **state)
     struct corral_policy_view v;
     void *slot = NULL;
     node_open(&n);
-    check_ok(corral_policy_view_open(&v, &n.layout, n.store, &n.memory, &err));
+    check_ok(corral_policy_view_open(&v, &n.layout, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err));
     publish(&n, 1, 1);
     check_ok(corral_weight_store_begin(n.store, 2, corral_manifest_hash(n.manifest), n.manifest->bytes, &slot,
                                        &err));
@@ -153,7 +153,7 @@ static void damaged_weights_are_refused_and_the_old_ones_kept(void **state)
     struct corral_policy_view v;
     void *slot = NULL;
     node_open(&n);
-    check_ok(corral_policy_view_open(&v, &n.layout, n.store, &n.memory, &err));
+    check_ok(corral_policy_view_open(&v, &n.layout, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err));
     publish(&n, 1, 1);
     check_ok(corral_policy_view_refresh(&v, &err));
     check_ok(corral_weight_store_begin(n.store, 2, corral_manifest_hash(n.manifest), n.manifest->bytes, &slot,
@@ -178,7 +178,7 @@ static void refuses_the_weights_of_another_policy(void **state)
     struct corral_policy_layout other;
     layout_of(4, &other);
     node_open(&n);
-    check_ok(corral_policy_view_open(&v, &other, n.store, &n.memory, &err));
+    check_ok(corral_policy_view_open(&v, &other, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err));
     publish(&n, 1, 1);
     check_status(corral_policy_view_refresh(&v, &err), CORRAL_INVALID);
     assert_int_equal(v.version, 0);
@@ -195,7 +195,9 @@ static void a_denied_buffer_leaves_nothing_charged(void **state)
     node_open(&n);
     for (uint32_t buffers = 0; buffers < 2; buffers++) {
         n.limit = buffers * n.layout.floats * sizeof(float) + 1;
-        check_status(corral_policy_view_open(&v, &n.layout, n.store, &n.memory, &err), CORRAL_DENIED);
+        check_status(
+            corral_policy_view_open(&v, &n.layout, n.store, CORRAL_WEIGHT_CAST_NONE, &n.memory, &err),
+            CORRAL_DENIED);
         corral_policy_view_close(&v);
         assert_int_equal(n.used, 0);
     }

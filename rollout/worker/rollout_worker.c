@@ -54,7 +54,8 @@ static enum corral_status rollout_open(struct rollout *r, struct corral_error *e
     r->view = corral_vec_view(r->vec);
     CORRAL_TRY(corral_policy_workspace_create(&r->workspace, &c->layout, r->view->rows, false,
                                               r->session->memory, err));
-    CORRAL_TRY(corral_policy_view_open(&r->policy, &c->layout, r->session->store, r->session->memory, err));
+    CORRAL_TRY(
+        corral_policy_view_open(&r->policy, &c->layout, r->session->store, c->cast, r->session->memory, err));
     CORRAL_TRY(corral_fragment_builder_open(&r->builder, r->view,
                                             c->layout.spec.action.kind == CORRAL_ACTION_CONTINUOUS,
                                             c->fragment_steps, r->session->memory, err));

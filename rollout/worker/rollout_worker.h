@@ -11,12 +11,14 @@
 
 #include "model/policy.h"
 #include "rollout/env_host/vec.h"
+#include "transport/weights/form.h"
 #include "worker/fragment_share.h"
 #include "worker/session.h"
 
 struct corral_rollout_config {
     struct corral_vec_config env; /* memory and worker index are filled in by the worker */
     struct corral_policy_layout layout;
+    enum corral_weight_cast cast; /* of the weights in the node's store */
     uint64_t seed;
     uint32_t fragment_steps;
     struct corral_fragment_share share;

@@ -1,8 +1,10 @@
 /* Pushes weight versions from a trainer of two ranks to two engines of two ranks, all processes of their own, while senders and receivers are killed and stopped at random and the network between them delays,
  * stalls, cuts and corrupts. Engines' readers check every version that they get, word by word.
  *
- *     weights_fault_soak [--pushes N] [--seconds S] [--seed S] [--lanes shm,tcp]
+ *     weights_fault_soak [--pushes N] [--seconds S] [--seed S] [--lanes shm,tcp] [--delta 1] [--pull 1] [--stores 1]
  *
+ * --delta: a part of the model changes from version to version, and versions go as deltas. --pull: engines that are started again take the current version from the other engine. --stores: beside the engines two nodes as in a run of
+ * Corral's own, whose publisher and receiver are killed and stopped too, and readers of their stores in processes of their own.
  * It fails when a read is torn, a version goes back, a push takes longer than its deadline and what was stopped meanwhile, or the engines do not come back to the newest version when the faults end.
  * Prints what was done; the same seed makes the same faults, not the same interleaving.
  */
@@ -11,6 +13,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/text.h"
+#include "tests/weights/stores.h"
 #include "tests/weights/world.h"
 
 #include <errno.h>
@@ -30,9 +33,20 @@
 #define RECOVER_MS 30000u /* so long after the last fault everybody must be back */
 #define QUIET_EVERY 100u
 
-enum trouble { QUIET, KILL_SENDER, KILL_RECEIVER, STOP_SENDER, STOP_RECEIVER, NETWORK, TROUBLES };
+enum trouble {
+    QUIET,
+    KILL_SENDER,
+    KILL_RECEIVER,
+    STOP_SENDER,
+    STOP_RECEIVER,
+    NETWORK,
+    KILL_NODE, /* these two with --stores */
+    STOP_NODE,
+    TROUBLES
+};
 static const char *const trouble_name[TROUBLES] = {"quiet",          "sender killed",    "receiver killed",
-                                                   "sender stopped", "receiver stopped", "network fault"};
+                                                   "sender stopped", "receiver stopped", "network fault",
+                                                   "node killed",    "node stopped"};
 
 struct soak {
     struct world *world;
@@ -41,6 +55,8 @@ struct soak {
     char lane[4][16];
     uint32_t lane_count;
     pid_t proxy, sender[SENDERS], receiver[RECEIVERS];
+    struct stores *stores;                              /* NULL: none */
+    pid_t node[STORES], reader[STORES * STORE_READERS]; /* node 0 publishes, node 1 receives */
     uint64_t generation, version;
     uint64_t count[TROUBLES], whole, partial, failed, dropped, late_ms_max;
     char complaint[400];
@@ -100,6 +116,32 @@ static void start_receiver(struct soak *s, uint32_t i)
     }
 }
 
+static void start_node(struct soak *s, uint32_t i)
+{
+    s->generation++;
+    s->node[i] = fork_child();
+    if (s->node[i] == 0 && i == 0) {
+        stores_publish(s->world, s->stores, s->generation, s->lanes);
+    }
+    if (s->node[i] == 0) {
+        stores_receive(s->world, s->stores, s->lanes);
+    }
+}
+
+static void start_stores(struct soak *s)
+{
+    stores_make(s->stores);
+    for (uint32_t i = 0; i < STORES; i++) {
+        start_node(s, i);
+    }
+    for (uint32_t i = 0; i < STORES * STORE_READERS; i++) {
+        s->reader[i] = fork_child();
+        if (s->reader[i] == 0) {
+            stores_read(s->world, s->stores, i / STORE_READERS, i % STORE_READERS);
+        }
+    }
+}
+
 static void end_child(pid_t *pid)
 {
     if (*pid > 0) {
@@ -141,7 +183,7 @@ static bool senders_done(struct soak *s)
             return false;
         }
     }
-    return true;
+    return s->node[0] == 0 || atomic_load_explicit(&s->stores->done, memory_order_acquire) >= s->version;
 }
 
 /* Until every sender that lives is done. */
@@ -190,8 +232,9 @@ static uint64_t stop_for_a_while(struct soak *s, pid_t pid)
 
 static uint64_t make_trouble(struct soak *s, enum trouble trouble, uint32_t *victim)
 {
-    *victim = (uint32_t)corral_rng_below(
-        &s->rng, trouble == KILL_SENDER || trouble == STOP_SENDER ? SENDERS : RECEIVERS);
+    *victim = (uint32_t)corral_rng_below(&s->rng, trouble == KILL_SENDER || trouble == STOP_SENDER ? SENDERS
+                                                  : trouble == KILL_NODE || trouble == STOP_NODE   ? STORES
+                                                                                                 : RECEIVERS);
     if (trouble == QUIET || trouble == NETWORK) {
         return 0;
     }
@@ -205,6 +248,11 @@ static uint64_t make_trouble(struct soak *s, enum trouble trouble, uint32_t *vic
         return 0;
     case STOP_SENDER:
         return stop_for_a_while(s, s->sender[*victim]);
+    case KILL_NODE:
+        end_child(&s->node[*victim]);
+        return 0;
+    case STOP_NODE:
+        return stop_for_a_while(s, s->node[*victim]);
     default:
         return stop_for_a_while(s, s->receiver[*victim]);
     }
@@ -222,7 +270,9 @@ static bool check_readers(struct soak *s)
             return false;
         }
     }
-    return true;
+    const char *stores = s->stores ? stores_complaint(s->stores) : "";
+    snprintf(s->complaint, sizeof s->complaint, "%s", stores);
+    return stores[0] == '\0';
 }
 
 static void count_result(struct soak *s)
@@ -255,6 +305,8 @@ static bool push(struct soak *s, enum trouble trouble)
         restart_senders(s);
     } else if (trouble == KILL_RECEIVER) {
         start_receiver(s, victim);
+    } else if (trouble == KILL_NODE) {
+        start_node(s, victim);
     }
     return check_readers(s) && check_children(s);
 }
@@ -266,7 +318,7 @@ static bool everybody_has(const struct soak *s, uint64_t version)
             return false;
         }
     }
-    return true;
+    return !s->stores || stores_have(s->stores, version);
 }
 
 /* Without faults all engines must come to the newest version. */
@@ -299,9 +351,10 @@ static bool soak(struct soak *s, uint64_t pushes, uint64_t end_ns)
     }
     for (uint64_t i = 0; i < pushes && now_ns() < end_ns; i++) {
         /* Half of the pushes have trouble. */
-        enum trouble trouble = corral_rng_below(&s->rng, 2) == 0
-                                   ? QUIET
-                                   : (enum trouble)(1 + corral_rng_below(&s->rng, TROUBLES - 1));
+        enum trouble trouble =
+            corral_rng_below(&s->rng, 2) == 0
+                ? QUIET
+                : (enum trouble)(1 + corral_rng_below(&s->rng, (s->stores ? TROUBLES : KILL_NODE) - 1));
         if (!push(s, trouble) || (i % QUIET_EVERY == QUIET_EVERY - 1 && !recover(s))) {
             return false;
         }
@@ -331,6 +384,15 @@ static void report(const struct soak *s, uint64_t began)
            ", cut %" PRIu64 ", reset %" PRIu64 ", corrupted %" PRIu64 "\n",
            p->connections, (double)p->bytes / 1e6, p->hit[PROXY_DELAY], p->hit[PROXY_STALL],
            p->hit[PROXY_CUT], p->hit[PROXY_RESET], p->hit[PROXY_CORRUPT]);
+    if (s->stores) {
+        uint64_t of_stores = 0;
+        for (uint32_t i = 0; i < STORES * STORE_READERS; i++) {
+            of_stores += s->stores->reader[i / STORE_READERS][i % STORE_READERS].reads;
+        }
+        printf("stores: %" PRIu64 " pushes, %" PRIu64 " of them deltas; %" PRIu64
+               " reads by other processes checked\n",
+               s->stores->pushed, s->stores->deltas, of_stores);
+    }
     printf("%" PRIu64 " reads checked, none torn, no version regressed; longest wait of a reader %.2f ms\n",
            reads, (double)slowest / 1e6);
 }
@@ -348,16 +410,24 @@ static bool take_lanes(struct soak *s)
     return s->lane_count > 0;
 }
 
-static bool take_arguments(struct soak *s, int argc, char **argv, uint64_t *pushes, uint64_t *seconds)
+struct arguments {
+    uint64_t pushes, seconds, seed, delta, pull, stores;
+};
+
+static bool take_arguments(struct soak *s, int argc, char **argv, struct arguments *a)
 {
-    uint64_t seed = 1;
+    const struct {
+        const char *name;
+        uint64_t *number;
+    } numbers[] = {{"--pushes", &a->pushes}, {"--seconds", &a->seconds}, {"--seed", &a->seed},
+                   {"--delta", &a->delta},   {"--pull", &a->pull},       {"--stores", &a->stores}};
     bool good = argc % 2 == 1;
     s->lanes = "shm,tcp";
     for (int i = 1; i + 1 < argc && good; i += 2) {
-        uint64_t *number = strcmp(argv[i], "--pushes") == 0    ? pushes
-                           : strcmp(argv[i], "--seconds") == 0 ? seconds
-                           : strcmp(argv[i], "--seed") == 0    ? &seed
-                                                               : NULL;
+        uint64_t *number = NULL;
+        for (size_t k = 0; k < CORRAL_COUNT_OF(numbers); k++) {
+            number = strcmp(argv[i], numbers[k].name) == 0 ? numbers[k].number : number;
+        }
         if (number) {
             good = corral_parse_u64(argv[i + 1], number);
         } else {
@@ -365,16 +435,19 @@ static bool take_arguments(struct soak *s, int argc, char **argv, uint64_t *push
             s->lanes = argv[i + 1];
         }
     }
-    corral_rng_seed(&s->rng, seed);
+    corral_rng_seed(&s->rng, a->seed);
     return good && take_lanes(s);
 }
 
 int main(int argc, char **argv)
 {
     static struct soak s;
-    uint64_t pushes = 1000, seconds = 86400;
-    if (!take_arguments(&s, argc, argv, &pushes, &seconds)) {
-        fprintf(stderr, "usage: %s [--pushes N] [--seconds S] [--seed S] [--lanes LIST]\n", argv[0]);
+    struct arguments a = {.pushes = 1000, .seconds = 86400, .seed = 1};
+    if (!take_arguments(&s, argc, argv, &a)) {
+        fprintf(stderr,
+                "usage: %s [--pushes N] [--seconds S] [--seed S] [--lanes LIST] [--delta 0|1] [--pull 0|1] "
+                "[--stores 0|1]\n",
+                argv[0]);
         return 2;
     }
     s.world = mmap(NULL, sizeof *s.world, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -382,6 +455,15 @@ int main(int argc, char **argv)
         perror("mmap");
         return 1;
     }
+    s.stores = a.stores
+                   ? mmap(NULL, sizeof *s.stores, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+                   : NULL;
+    if (s.stores == MAP_FAILED) {
+        perror("mmap");
+        return 1;
+    }
+    s.world->delta = a.delta != 0;
+    atomic_store(&s.world->pulls, a.pull != 0);
     uint64_t began = now_ns();
     corral_log_configure(CORRAL_LOG_ERROR, false, 2, NULL); /* hundreds of drops are the purpose */
     s.proxy = fork_child();
@@ -395,7 +477,16 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < RECEIVERS; i++) {
         start_receiver(&s, i);
     }
-    bool good = soak(&s, pushes, began + seconds * CORRAL_NS_PER_S);
+    if (s.stores) {
+        start_stores(&s);
+    }
+    bool good = soak(&s, a.pushes, began + a.seconds * CORRAL_NS_PER_S);
+    for (uint32_t i = 0; i < STORES * STORE_READERS; i++) {
+        end_child(&s.reader[i]);
+    }
+    for (uint32_t i = 0; i < STORES; i++) {
+        end_child(&s.node[i]);
+    }
     for (uint32_t i = 0; i < SENDERS; i++) {
         end_child(&s.sender[i]);
     }

@@ -118,7 +118,7 @@ static void add_cards(struct world *w, struct corral_weights_publisher *p, uint3
         struct world_card *c = &w->receiver[i].card;
         uint32_t serial = atomic_load_explicit(&c->serial, memory_order_acquire);
         uint64_t bytes = c->bytes;
-        if (serial == seen[i] || bytes > sizeof card) {
+        if (serial == seen[i] || bytes > sizeof card || atomic_load(&w->receiver[i].hidden)) {
             continue;
         }
         memcpy(card, c->data, bytes);
@@ -151,7 +151,10 @@ _Noreturn void world_send(struct world *w, uint32_t rank, uint64_t generation, c
                                                        .region_count = 1,
                                                        .deadline_ms = DEADLINE_MS,
                                                        .bucket_bytes = 64u << 10,
-                                                       .lanes = lanes};
+                                                       .lanes = lanes,
+                                                       .delta = w->delta,
+                                                       .anchor_every = 7,
+                                                       .delta_element_bytes = 8};
     struct corral_weights_publisher *p;
     must(corral_weights_publisher_open(&p, &options, &err), &err, "publisher");
     if (rank == 0 && atomic_load(&w->trainer_card.serial) == 0) {
@@ -168,7 +171,7 @@ _Noreturn void world_send(struct world *w, uint32_t rank, uint64_t generation, c
         }
         add_cards(w, p, seen);
         for (uint64_t i = 0; i < words; i++) {
-            weights[i] = id[i] == UINT64_MAX ? 0 : world_word(version, id[i]);
+            weights[i] = id[i] == UINT64_MAX ? 0 : world_word(w, version, id[i]);
         }
         me->result = (struct corral_weights_result){.size = sizeof me->result};
         me->status = corral_weights_publish(p, version, &me->result, &err);
@@ -193,7 +196,7 @@ static bool view_is_whole(const struct reader *me, const struct corral_weights_v
 {
     const uint64_t *word = view->base;
     for (uint64_t i = me->start % stride; i < me->words; i += stride) {
-        if (word[i] != (me->id[i] == UINT64_MAX ? 0 : world_word(view->version, me->id[i]))) {
+        if (word[i] != (me->id[i] == UINT64_MAX ? 0 : world_word(me->w, view->version, me->id[i]))) {
             return false;
         }
     }
@@ -259,7 +262,21 @@ _Noreturn void world_receive(struct world *w, uint32_t index, const char *lanes)
                                                         .lanes = lanes};
     static struct reader reader[READERS];
     struct corral_weights_subscriber *s;
-    must(corral_weights_subscriber_open(&s, &options, &err), &err, "subscriber");
+    static uint8_t card[CARD_MAX];
+    struct corral_weights_peer peer = {.card = card};
+    const struct world_card *other = &w->receiver[(index + TP) % RECEIVERS].card;
+    if (atomic_load(&w->pulls) && atomic_load_explicit(&other->serial, memory_order_acquire) > 0) {
+        peer.bytes = other->bytes <= CARD_MAX ? other->bytes : 0;
+        memcpy(card, other->data, peer.bytes);
+        options.peers = &peer;
+        options.peer_count = 1;
+    }
+    /* Half of a card that is being written has a wrong signature. */
+    if (corral_weights_subscriber_open(&s, &options, &err) != CORRAL_OK) {
+        options.peers = NULL;
+        options.peer_count = 0;
+        must(corral_weights_subscriber_open(&s, &options, &err), &err, "subscriber");
+    }
     atomic_store_explicit(&me->version, 0, memory_order_relaxed);
     must(corral_weights_subscriber_card(s, me->card.data, &bytes, &err), &err, "card");
     put_card(&me->card, bytes);
@@ -279,6 +296,7 @@ _Noreturn void world_receive(struct world *w, uint32_t index, const char *lanes)
         if (corral_weights_subscriber_status(s, &status, NULL) == CORRAL_OK) {
             atomic_store_explicit(&me->resent, status.resent_buckets, memory_order_relaxed);
             atomic_store_explicit(&me->aborted, status.aborted, memory_order_relaxed);
+            atomic_store_explicit(&me->pulls, status.pulls, memory_order_release);
         }
     }
 }

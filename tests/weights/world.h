@@ -2,6 +2,7 @@
 #ifndef CORRAL_TESTS_WEIGHTS_WORLD_H
 #define CORRAL_TESTS_WEIGHTS_WORLD_H
 
+#include "base/error.h"
 #include "tests/weights/proxy.h"
 #include <corral/weights.h>
 #include <stdatomic.h>
@@ -36,10 +37,13 @@ struct world_receiver {
     _Atomic uint64_t reads, torn, regressed, wrong; /* wrong: a version that was never published */
     _Atomic uint64_t version;                       /* current in the live process */
     _Atomic uint64_t acquire_ns_max;                /* longest that a reader waited for a version to read */
-    _Atomic uint64_t resent, aborted;
+    _Atomic uint64_t resent, aborted, pulls;
+    _Atomic bool hidden; /* its card is not given to the trainer */
 };
 
 struct world {
+    bool delta;         /* versions go as deltas; set before anybody is started */
+    _Atomic bool pulls; /* who starts takes the current version from the same rank of the other engine */
     struct proxy_shared proxy;
     struct world_card trainer_card;
     _Atomic uint64_t go; /* the version to push: a futex would need 32 bits, so senders look every 300 µs */
@@ -47,9 +51,12 @@ struct world {
     struct world_receiver receiver[RECEIVERS];
 };
 
-/* The versions' content: word `id` of the model in `version`. */
-static inline uint64_t world_word(uint64_t version, uint64_t id)
+/* The versions' content: word `id` of the model in `version`. With deltas one in WORLD_CHANGES changes from version to version. */
+#define WORLD_CHANGES 16u
+static inline uint64_t world_word(const struct world *w, uint64_t version, uint64_t id)
 {
+    uint64_t since = w->delta ? (version + WORLD_CHANGES - id % WORLD_CHANGES) % WORLD_CHANGES : 0;
+    version -= CORRAL_MIN(version, since);
     uint64_t x = (version << 32 ^ id) * UINT64_C(0x9e3779b97f4a7c15);
     return x ^ x >> 29;
 }

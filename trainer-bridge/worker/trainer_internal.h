@@ -4,6 +4,7 @@
 
 #include "trainer-bridge/step_guard/step_guard.h"
 #include "trainer-bridge/worker/batch_queue.h"
+#include "trainer-bridge/worker/lane_charge.h"
 #include "trainer-bridge/worker/trainer_state.h"
 #include "trainer-bridge/worker/trainer_worker.h"
 #include "transport/weights/publisher.h"
@@ -22,6 +23,7 @@ struct corral_trainer {
     struct corral_manifest *manifest;
     void *published; /* the weights of the last version pushed, for targets that missed it */
     struct corral_weight_publisher *publisher; /* rank 0 */
+    struct corral_lane_charge lane_charge;     /* what its lanes hold */
     struct corral_publish_stats pushed;        /* rank 0: of the last version */
     struct corral_mpack_writer *out;
     struct corral_trainer_state state;

@@ -14,7 +14,16 @@ enum corral_status corral_trainer_publisher_open(struct corral_trainer *t, struc
         return CORRAL_OK;
     }
     const struct corral_worker_launch *launch = &t->session->launch;
+    /* On a GPU lanes take host memory, which is not the device's. */
+    t->lane_charge = (struct corral_lane_charge){.quota = t->session->quota, .holder = t->session->holder};
+    const struct corral_push_budget budget = {.hold = t->config->host_device ? corral_lane_charge_hold : NULL,
+                                              .ctx = &t->lane_charge};
     const struct corral_publisher_options options = {.manifest = t->manifest,
+                                                     .cast = t->config->weights_cast,
+                                                     .delta = t->config->weights_delta,
+                                                     .anchor_every = t->config->weights_anchor_every,
+                                                     .memory = t->session->memory,
+                                                     .budget = budget,
                                                      .run = launch->run,
                                                      .secret = launch->secret,
                                                      .deadline_ms = t->config->weights_deadline_ms,

@@ -159,10 +159,12 @@ static uint64_t memory_used(const struct corral_trainer *t)
 static void write_push(struct corral_mpack_writer *w, const struct corral_publish_stats *s)
 {
     corral_mpack_str(w, "push");
-    corral_mpack_map(w, 10);
+    corral_mpack_map(w, 16);
     corral_mpack_kv_u64(w, "version", s->version);
     corral_mpack_kv_u64(w, "bytes", s->bytes);
     corral_mpack_kv_u64(w, "copy_ns", s->copy_ns);
+    corral_mpack_kv_u64(w, "gather_ns", s->gather_ns);
+    corral_mpack_kv_u64(w, "pack_ns", s->pack_ns);
     corral_mpack_kv_u64(w, "wire_ns", s->wire_ns);
     corral_mpack_kv_u64(w, "stage_ns", s->stage_ns);
     corral_mpack_kv_u64(w, "apply_ns", s->apply_ns);
@@ -170,6 +172,10 @@ static void write_push(struct corral_mpack_writer *w, const struct corral_publis
     corral_mpack_kv_u64(w, "targets", s->targets);
     corral_mpack_kv_u64(w, "dropped", s->dropped);
     corral_mpack_kv_u64(w, "resent", s->resent_buckets);
+    corral_mpack_kv_u64(w, "whole_bytes", s->whole_bytes);
+    corral_mpack_kv_u64(w, "moved_bytes", s->moved_bytes);
+    corral_mpack_kv_u64(w, "deltas", s->deltas);
+    corral_mpack_kv_u64(w, "memory", s->memory);
 }
 
 static enum corral_status report_step(struct corral_trainer *t, const struct corral_trainer_report *r,

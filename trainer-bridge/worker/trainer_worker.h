@@ -14,6 +14,7 @@
 #define CORRAL_TRAINER_WORKER_H
 
 #include "trainer-bridge/learners/ppo.h"
+#include "transport/weights/form.h"
 #include "worker/fragment_share.h"
 #include "worker/session.h"
 
@@ -31,7 +32,10 @@ struct corral_trainer_config {
     char bind[256];     /* "ipc://sock/traj-0" or "tcp://HOST:*" */
     uint32_t weights_every; /* gradient steps per version */
     uint32_t weights_deadline_ms;
-    char weights_lanes[64];      /* between nodes, in order of preference: "rdma,tcp" */
+    char weights_lanes[64]; /* between nodes, in order of preference: "rdma,tcp" */
+    bool weights_delta;     /* between nodes: what has changed */
+    uint32_t weights_anchor_every;
+    enum corral_weight_cast weights_cast;
     uint64_t schedule_env_steps; /* environment steps over which the schedules run; 0 = constant */
     uint64_t stop_steps,
         stop_env_steps; /* train no further than this, so that a run ends at the same step every time; 0 = no limit */

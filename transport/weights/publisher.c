@@ -9,8 +9,12 @@
 #include <string.h>
 
 struct corral_weight_publisher {
-    struct corral_digest manifest;
-    uint64_t bytes;
+    struct corral_weight_form *form;
+    struct corral_digest manifest; /* of the form's */
+    uint64_t bytes;                /* of the form's */
+    const struct corral_allocator *memory;
+    void *image;                       /* the last version in its form; NULL when it is not cast */
+    bool replaced;                     /* the image is of weights that were refused */
     struct corral_weight_store *store; /* this node's, or NULL */
     struct corral_reshard_plan *plan;
     struct corral_push_sender *sender;
@@ -22,7 +26,7 @@ struct corral_weight_publisher {
 static enum corral_status open_sender(struct corral_weight_publisher *p,
                                       const struct corral_publisher_options *o, struct corral_error *err)
 {
-    CORRAL_TRY(corral_manifest_plan(o->manifest, &p->plan, err));
+    CORRAL_TRY(corral_manifest_plan(corral_weight_form_manifest(p->form), &p->plan, err));
     struct corral_push_sender_options options = {
         .leader = true,
         .ranks = 1,
@@ -31,9 +35,25 @@ static enum corral_status open_sender(struct corral_weight_publisher *p,
         .bucket_bytes = CORRAL_NODE_BUCKET_BYTES,
         .lanes = o->lanes ? o->lanes : "tcp",
         .deadline_ns = o->deadline_ms * CORRAL_NS_PER_MS,
+        .delta = o->delta,
+        .anchor_every = o->anchor_every,
+        .delta_element_bytes = corral_weight_form_element_bytes(p->form),
+        .budget = o->budget,
     };
     memcpy(options.identity.secret, o->secret, sizeof options.identity.secret);
     return corral_push_sender_create(&p->sender, &options, err);
+}
+
+static enum corral_status make_form(struct corral_weight_publisher *p,
+                                    const struct corral_publisher_options *o, struct corral_error *err)
+{
+    CORRAL_TRY(corral_weight_form_create(&p->form, o->manifest, o->cast, err));
+    p->manifest = corral_manifest_hash(corral_weight_form_manifest(p->form));
+    p->bytes = corral_weight_form_manifest(p->form)->bytes;
+    p->memory = o->memory ? o->memory : &corral_allocator_heap;
+    return corral_weight_form_casts(p->form)
+               ? corral_alloc(p->memory, p->bytes, "cast weights", &p->image, err)
+               : CORRAL_OK;
 }
 
 enum corral_status corral_weight_publisher_create(struct corral_weight_publisher **out,
@@ -47,9 +67,10 @@ enum corral_status corral_weight_publisher_create(struct corral_weight_publisher
     if (!p) {
         return corral_fail(err, CORRAL_NOMEM, "cannot create a weight publisher: out of memory");
     }
-    p->manifest = corral_manifest_hash(options->manifest);
-    p->bytes = options->manifest->bytes;
-    enum corral_status status = open_sender(p, options, err);
+    enum corral_status status = make_form(p, options, err);
+    if (status == CORRAL_OK) {
+        status = open_sender(p, options, err);
+    }
     if (status != CORRAL_OK) {
         corral_weight_publisher_destroy(p);
         return status;
@@ -65,6 +86,10 @@ void corral_weight_publisher_destroy(struct corral_weight_publisher *p)
     }
     corral_push_sender_destroy(p->sender);
     corral_reshard_plan_destroy(p->plan);
+    if (p->image) {
+        corral_release(p->memory, p->image, p->bytes);
+    }
+    corral_weight_form_destroy(p->form);
     free(p);
 }
 
@@ -119,9 +144,9 @@ static enum corral_status fill_store(struct corral_weight_publisher *p, uint64_t
 static enum corral_status check(const struct corral_weight_publisher *p, uint64_t version, uint64_t bytes,
                                 struct corral_error *err)
 {
-    if (bytes != p->bytes) {
+    if (bytes != corral_weight_form_source_bytes(p->form)) {
         return corral_fail(err, CORRAL_INVALID, "the weights have %" PRIu64 " bytes, the manifest %" PRIu64,
-                           bytes, p->bytes);
+                           bytes, corral_weight_form_source_bytes(p->form));
     }
     if (version == 0 || version < p->last) {
         return corral_fail(err, CORRAL_INVALID,
@@ -164,6 +189,12 @@ static enum corral_status push_all(struct corral_weight_publisher *p, uint64_t v
     there = corral_push_sender_push(p->sender, version, 0, &source, &r, &why);
     s->targets += r.applied;
     s->dropped += r.dropped;
+    s->deltas = r.deltas;
+    s->whole_bytes = r.applied * corral_weight_form_source_bytes(p->form);
+    s->moved_bytes = r.moved;
+    s->memory = r.memory;
+    s->gather_ns = r.gather_ns;
+    s->pack_ns += r.pack_ns;
     s->wire_ns = r.wire_ns;
     s->stage_ns = r.stage_ns;
     s->apply_ns = r.commit_ns;
@@ -186,12 +217,20 @@ enum corral_status corral_weight_publisher_push(struct corral_weight_publisher *
                                                 struct corral_publish_stats *stats, struct corral_error *err)
 {
     CORRAL_TRY(check(p, version, bytes, err));
-    struct corral_digest digest = corral_digest_of(weights, bytes);
-    if (version == p->last && !corral_digest_equal(digest, p->digest)) {
+    uint64_t start = corral_now_ns(&corral_clock_monotonic);
+    if (p->image) {
+        CORRAL_TRY(corral_weight_form_encode(p->form, weights, p->image, err));
+        weights = p->image;
+    }
+    uint64_t cast_ns = p->image ? corral_now_ns(&corral_clock_monotonic) - start : 0;
+    struct corral_digest digest = corral_digest_of(weights, p->bytes);
+    p->replaced = version == p->last && !corral_digest_equal(digest, p->digest);
+    if (p->replaced) {
         return corral_fail(err, CORRAL_INVALID, "weight version %" PRIu64 " was pushed with other bytes",
                            version);
     }
-    struct corral_publish_stats s = {.version = version, .bytes = bytes, .digest = digest};
+    struct corral_publish_stats s = {
+        .version = version, .bytes = p->bytes, .pack_ns = cast_ns, .digest = digest};
     CORRAL_TRY(push_all(p, version, weights, &s, err));
     if (stats) {
         *stats = s;
@@ -212,7 +251,14 @@ enum corral_status corral_weight_publisher_catch_up(struct corral_weight_publish
     if (!corral_weight_publisher_behind(p)) {
         return CORRAL_OK;
     }
-    struct corral_shard source = source_shard(p, weights);
+    if (p->image && p->replaced) {
+        CORRAL_TRY(corral_weight_form_encode(p->form, weights, p->image, err));
+        p->replaced = !corral_digest_equal(corral_digest_of(p->image, p->bytes), p->digest);
+        if (p->replaced) {
+            return corral_fail(err, CORRAL_INVALID, "these are not the weights of version %" PRIu64, version);
+        }
+    }
+    struct corral_shard source = source_shard(p, p->image ? p->image : weights);
     return corral_push_sender_catch_up(p->sender, version, &source, timeout_ms * CORRAL_NS_PER_MS, NULL, err);
 }
 

@@ -4,29 +4,42 @@
 #ifndef CORRAL_TRANSPORT_WEIGHTS_PUBLISHER_H
 #define CORRAL_TRANSPORT_WEIGHTS_PUBLISHER_H
 
-#include "transport/weights/manifest.h"
+#include "base/memory.h"
+#include "transport/weights/form.h"
+#include "transport/weights/push/push.h"
 #include "transport/weights/store.h"
 #include <stdbool.h>
 
 struct corral_weight_publisher;
 
 struct corral_publisher_options {
-    const struct corral_manifest *manifest;
+    const struct corral_manifest *manifest; /* of the weights as the learner has them */
+    enum corral_weight_cast cast;           /* as stores have them and they travel: see form.h */
     uint64_t run,
         generation; /* generation: of the trainer group; receivers refuse one below what they have seen */
     const uint8_t *secret; /* 32 bytes, the run's */
     uint32_t deadline_ms;  /* per version and node */
     const char *lanes;     /* between nodes, in order of preference; NULL: "tcp" */
+    /* To other nodes, what has changed since the version before, bit by bit; whole at least every anchor_every versions (0: 25). */
+    bool delta;
+    uint32_t anchor_every;
+    const struct corral_allocator *memory; /* of the cast image; NULL: the heap's */
+    struct corral_push_budget budget;      /* for staging of lanes and what deltas start from */
 };
 
 struct corral_publish_stats {
-    uint64_t version, bytes;
-    uint64_t copy_ns; /* into this node's store: copied, digested, flipped */
-    uint64_t wire_ns, stage_ns,
-        apply_ns;      /* slowest node: buckets on their way, until staged, until applied */
-    uint64_t pause_ns; /* longest pause of readers at a flip */
+    uint64_t version, bytes; /* bytes: as stores have it */
+    uint64_t copy_ns;        /* into this node's store: copied, digested, flipped */
+    uint64_t gather_ns,
+        pack_ns; /* reading the weights for other nodes; casting, digesting and encoding them */
+    uint64_t wire_ns, stage_ns;  /* slowest node: buckets on their way; until their digest was compared */
+    uint64_t apply_ns, pause_ns; /* until it has flipped; longest pause of readers at a flip */
+    uint64_t whole_bytes;        /* what nodes that have it would have been sent whole and uncast */
+    uint64_t moved_bytes;        /* what was sent to nodes */
+    uint64_t memory;             /* held for lanes and deltas */
     uint32_t targets, dropped, resent_buckets;
-    struct corral_digest digest; /* XXH3-128 of the weights */
+    uint32_t deltas;             /* nodes that took it as a delta */
+    struct corral_digest digest; /* XXH3-128 of the bytes in the stores */
 };
 enum corral_status corral_weight_publisher_create(struct corral_weight_publisher **out,
                                                   const struct corral_publisher_options *options,

@@ -2,6 +2,7 @@ corral_test(weights_manifest_test SOURCES weights/manifest_test.c DEPS corral_tr
 corral_test(weights_store_test SOURCES weights/store_test.c DEPS corral_transport)
 corral_test(weights_crash_test SOURCES weights/crash_test.c DEPS corral_transport)
 corral_test(weights_publisher_test SOURCES weights/publisher_test.c DEPS corral_transport)
+corral_test(weights_form_test SOURCES weights/form_test.c DEPS corral_transport)
 corral_test(weights_catch_up_test SOURCES weights/catch_up_test.c DEPS corral_transport)
 corral_test(weights_reshard_test SOURCES weights/reshard/plan_test.c DEPS corral_transport)
 foreach(weights_part ${CORRAL_WEIGHTS_PARTS})

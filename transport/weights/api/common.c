@@ -105,6 +105,8 @@ enum corral_status corral_api_identity(const struct corral_weights_identity *giv
     push.generation = id.generation;
     CORRAL_TRY(number_from("CORRAL_WEIGHTS_RUN", &push.run, err));
     CORRAL_TRY(number_from("CORRAL_WEIGHTS_GENERATION", &push.generation, err));
+    push.group = id.group;
+    CORRAL_TRY(number_from("CORRAL_WEIGHTS_GROUP", &push.group, err));
     push.generation = CORRAL_MAX(push.generation, 1u);
     if (id.secret) {
         memcpy(push.secret, id.secret, sizeof push.secret);

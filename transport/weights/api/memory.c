@@ -304,6 +304,18 @@ enum corral_status corral_memory_create(struct corral_memory **out, const struct
     return CORRAL_OK;
 }
 
+uint64_t corral_memory_staging(struct corral_memory *m)
+{
+    return m->shard.ops == &corral_shard_cuda_ops ? corral_shard_cuda_memory(&m->shard) : 0;
+}
+
+uint64_t corral_memory_staging_max(const struct corral_memory *m)
+{
+    return m->shard.ops == &corral_shard_cuda_ops
+               ? UINT64_C(2) * CORRAL_SHARD_CUDA_SLOTS * CORRAL_SHARD_CUDA_HALF_BYTES
+               : 0;
+}
+
 void corral_memory_destroy(struct corral_memory *m)
 {
     if (!m) {

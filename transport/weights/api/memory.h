@@ -14,6 +14,9 @@ enum corral_status corral_memory_create(struct corral_memory **out, const struct
                                         uint32_t count, struct corral_error *err);
 void corral_memory_destroy(struct corral_memory *m);
 CORRAL_DEFINE_CLEANUP(struct corral_memory, corral_memory_destroy)
+/* Staging for memory of a device: what there is now, and the most that gathering takes. 0 for host memory. */
+uint64_t corral_memory_staging(struct corral_memory *m);
+uint64_t corral_memory_staging_max(const struct corral_memory *m);
 /* Borrows m. */
 struct corral_shard corral_memory_shard(struct corral_memory *m);
 /* Bytes of the rank's range. Any thread. */

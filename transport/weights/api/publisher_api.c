@@ -3,6 +3,7 @@
 #include "transport/weights/api/internal.h"
 #include "transport/weights/api/memory.h"
 #include "transport/weights/cast/source.h"
+#include "transport/weights/push/account.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -24,7 +25,22 @@ struct corral_weights_publisher {
     struct corral_push_sender *sender;
     uint32_t subscribers;
     char *lanes, *host, *rdma;
+    struct push_account account; /* of what the caller is asked for */
+    uint64_t lanes_held, staging_held;
 };
+
+static enum corral_status hold_lanes(void *ctx, uint64_t bytes, const char *what, struct corral_error *err)
+{
+    struct corral_weights_publisher *p = ctx;
+    return push_account_hold(&p->account, &p->lanes_held, bytes, what, err);
+}
+
+/* Gathering from a device stages in pinned host memory, as much as links at work need: asked for before, settled afterwards. */
+static enum corral_status hold_staging(struct corral_weights_publisher *p, uint64_t bytes,
+                                       struct corral_error *err)
+{
+    return push_account_hold(&p->account, &p->staging_held, bytes, "staging of weights on a device", err);
+}
 
 static enum corral_status check(const struct corral_weights_publisher *p, struct corral_error *err)
 {
@@ -104,6 +120,7 @@ enum corral_status corral_weights_publisher_open(struct corral_weights_publisher
         return corral_fail(err, CORRAL_NOMEM, "no memory to open a publisher");
     }
     enum corral_status status = corral_api_take(&p->o, sizeof p->o, options, "publisher options", err);
+    push_account_make(&p->account, &(struct corral_push_budget){.hold = p->o.hold, .ctx = p->o.hold_ctx});
     if (status == CORRAL_OK) {
         p->o.bucket_bytes = p->o.bucket_bytes ? p->o.bucket_bytes : BUCKET_BYTES_DEFAULT;
         p->o.deadline_ms = p->o.deadline_ms ? p->o.deadline_ms : DEADLINE_MS_DEFAULT;
@@ -150,6 +167,8 @@ void corral_weights_publisher_close(struct corral_weights_publisher *p)
     corral_layout_destroy(p->destination);
     corral_cast_source_destroy(p->cast);
     corral_memory_destroy(p->memory);
+    push_account_drop(&p->account, &p->staging_held);
+    push_account_end(&p->account);
     free(p->lanes);
     free(p->host);
     free(p->rdma);
@@ -185,6 +204,7 @@ static enum corral_status start(struct corral_weights_publisher *p, struct corra
         .delta = p->o.delta != 0,
         .anchor_every = p->o.anchor_every,
         .delta_element_bytes = p->o.delta_element_bytes,
+        .budget = {.hold = hold_lanes, .ctx = p},
     };
     CORRAL_TRY(corral_push_sender_create(&p->sender, &options, err));
     p->plan = CORRAL_STEAL(plan);
@@ -238,7 +258,12 @@ enum corral_status corral_weights_publish(struct corral_weights_publisher *p, ui
     if (p->cast) {
         CORRAL_TRY(corral_cast_source_prepare(p->cast, err));
     }
-    CORRAL_TRY(corral_push_sender_push(p->sender, version, 0, &p->shard, &r, err));
+    uint64_t cast_ns = corral_now_ns(&corral_clock_monotonic) - started;
+    CORRAL_TRY(hold_staging(p, CORRAL_MAX(p->staging_held, corral_memory_staging_max(p->memory)), err));
+    enum corral_status status = corral_push_sender_push(p->sender, version, 0, &p->shard, &r, err);
+    struct corral_error more; /* what is there is there; the next version asks again */
+    (void)hold_staging(p, corral_memory_staging(p->memory), &more);
+    CORRAL_TRY(status);
     if (!result) {
         return CORRAL_OK;
     }
@@ -248,7 +273,7 @@ enum corral_status corral_weights_publish(struct corral_weights_publisher *p, ui
     give.version = version;
     give.bytes = r.bytes;
     give.total_ns = corral_now_ns(&corral_clock_monotonic) - started;
-    give.pack_ns = r.pack_ns;
+    give.pack_ns = r.pack_ns + cast_ns;
     give.wire_ns = r.wire_ns;
     give.stage_ns = r.stage_ns;
     give.commit_ns = r.commit_ns;
@@ -256,6 +281,10 @@ enum corral_status corral_weights_publish(struct corral_weights_publisher *p, ui
     give.resent_buckets = r.resent_buckets;
     give.moved = r.moved;
     give.deltas = r.deltas;
+    give.slow_rank = r.slow_rank;
+    give.skew_ns = r.skew_ns;
+    give.gather_ns = r.gather_ns;
+    give.memory = push_account_total(&p->account);
     give.delta_memory = corral_push_sender_delta_memory(p->sender);
     give.digest[0] = r.digest.lo;
     give.digest[1] = r.digest.hi;

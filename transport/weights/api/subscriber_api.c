@@ -106,6 +106,7 @@ static enum corral_status listen_with(struct corral_weights_subscriber *s, const
         .lanes = s->lanes,
         .target = &corral_buffers_target,
         .target_ctx = s->buffers,
+        .budget = {.hold = s->o.hold, .ctx = s->o.hold_ctx},
     };
     CORRAL_TRY(corral_push_receiver_start(&s->receiver, &options, err));
     return take_text(s->card.endpoint, sizeof s->card.endpoint, corral_push_receiver_endpoint(s->receiver),
@@ -255,6 +256,8 @@ enum corral_status corral_weights_subscriber_status(struct corral_weights_subscr
     corral_buffers_times(s->buffers, &give.flip_ns, &give.flip_ns_max);
     give.digest[0] = r.digest.lo;
     give.digest[1] = r.digest.hi;
+    give.memory = r.memory;
+    give.pulls = r.pulls;
     memcpy(give.lane, r.lane, sizeof give.lane);
     memcpy(give.last_error, r.last_error, sizeof give.last_error);
     return corral_api_give(out, &give, sizeof give, "status", err);

@@ -3,3 +3,8 @@ corral_test(weights_buffers_test SOURCES weights/api/buffers_test.c DEPS corral_
 corral_fuzz(weights_fuzz_card SOURCES weights/api/fuzz_card.c DEPS corral_transport)
 corral_test(weights_api_test SOURCES weights/api/api_test.c DEPS corral_transport)
 corral_test(weights_api_encode_test SOURCES weights/api/encode_test.c DEPS corral_transport)
+corral_test(weights_api_hold_test SOURCES weights/api/hold_test.c DEPS corral_transport)
+if(TARGET weights_api_hold_test)
+  add_dependencies(weights_api_hold_test fakecuda)
+  set_tests_properties(weights_api_hold_test PROPERTIES ENVIRONMENT_MODIFICATION "${weights_fake_cuda}")
+endif()

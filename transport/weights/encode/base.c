@@ -1,5 +1,6 @@
 #include "transport/weights/encode/base.h"
 
+#include "base/clock.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@ struct corral_base {
     uint64_t next; /* version of the push under way; 0: none */
     uint8_t *copy; /* NULL: not needed yet, or never */
     uint8_t *now, *before, *out;
-    uint64_t bucket_bytes, encoded_bytes;
+    uint64_t bucket_bytes, encoded_bytes, gather_ns;
     struct encoded *bucket;
 };
 
@@ -72,6 +73,17 @@ uint64_t corral_base_memory(const struct corral_base *b)
 {
     uint64_t buffers = (uint64_t)(b->now != NULL) + (b->before != NULL) + (b->out != NULL);
     return (b->copy != NULL ? b->link->bytes : 0) + buffers * b->bucket_bytes + b->encoded_bytes;
+}
+
+uint64_t corral_base_memory_max(const struct corral_base *b)
+{
+    return (b->o.memory == NULL ? CORRAL_MAX(b->link->bytes, 1u) : 0) + 3 * b->bucket_bytes +
+           b->o.encoded_max;
+}
+
+uint64_t corral_base_gather_ns(const struct corral_base *b)
+{
+    return b->gather_ns;
 }
 
 void corral_base_end(struct corral_base *b)
@@ -137,7 +149,9 @@ static enum corral_status encode(struct corral_base *b, struct corral_shard *sou
     CORRAL_TRY(get(&b->now, b->bucket_bytes, err));
     CORRAL_TRY(get(&b->out, b->bucket_bytes, err));
     CORRAL_TRY(before(b, bucket, &base, err));
+    uint64_t start = corral_now_ns(&corral_clock_monotonic);
     CORRAL_TRY(source->ops->gather(source, b->link, bucket, b->now, err));
+    b->gather_ns += corral_now_ns(&corral_clock_monotonic) - start;
     *digest = corral_link_digest_packed(b->link, bucket, b->now);
     e->state = FULL;
     room = CORRAL_MIN(room, b->o.encoded_max - CORRAL_MIN(b->encoded_bytes, b->o.encoded_max));

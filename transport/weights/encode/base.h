@@ -28,6 +28,10 @@ CORRAL_DEFINE_CLEANUP(struct corral_base, corral_base_destroy)
 struct corral_delta_version corral_base_version(const struct corral_base *b);
 /* For the ledger: the copy, scratch memory and the encodings there are now. */
 uint64_t corral_base_memory(const struct corral_base *b);
+/* The most that it can be. */
+uint64_t corral_base_memory_max(const struct corral_base *b);
+/* Spent so far on reading the source, of all that corral_base_encode() took. */
+uint64_t corral_base_gather_ns(const struct corral_base *b);
 
 /* A push of `version`, which is above the base's. */
 void corral_base_begin(struct corral_base *b, uint64_t version);

@@ -83,6 +83,11 @@ enum corral_status corral_onto_begin(struct corral_onto *onto, const struct corr
     return CORRAL_OK;
 }
 
+uint64_t corral_onto_memory(const struct corral_onto *onto)
+{
+    return onto->packed != NULL && onto->encoded != NULL ? 2 * onto->bucket_bytes : 0;
+}
+
 void corral_onto_clear(struct corral_onto *onto)
 {
     free(onto->packed);

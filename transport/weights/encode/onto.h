@@ -22,5 +22,7 @@ enum corral_status corral_onto_begin(struct corral_onto *onto, const struct corr
                                      struct corral_delta_version holds, uint64_t next,
                                      struct corral_error *err);
 void corral_onto_clear(struct corral_onto *onto);
+/* Of its buffers. */
+uint64_t corral_onto_memory(const struct corral_onto *onto);
 
 #endif

@@ -1,4 +1,4 @@
-/* conformance_test LANE [streams=N] [window=N] [host=ADDRESS] [device=NAME]: the suite on one lane. Exits 77 with the reason when this machine or build has not got it. */
+/* conformance_test LANE [streams=N] [window=N] [host=ADDRESS] [device=NAME] [zero-copy=always|never]: the suite on one lane. Exits 77 with the reason when this machine or build has not got it. */
 #include "tests/check.h"
 
 #include "transport/weights/lanes/conformance.h"
@@ -21,6 +21,10 @@ static bool take_option(const char *argument, struct corral_lane_options *option
         options->local_host = value;
     } else if (strncmp(argument, "device", name) == 0) {
         options->device = value;
+    } else if (strcmp(argument, "zero-copy=always") == 0) {
+        options->zero_copy = CORRAL_LANE_ZERO_COPY_ALWAYS;
+    } else if (strcmp(argument, "zero-copy=never") == 0) {
+        options->zero_copy = CORRAL_LANE_ZERO_COPY_NEVER;
     } else {
         return false;
     }
@@ -31,7 +35,10 @@ int main(int argc, char **argv)
 {
     struct corral_error err;
     if (argc < 2) {
-        fprintf(stderr, "usage: %s LANE [streams=N] [window=N] [host=ADDRESS] [device=NAME]\n", argv[0]);
+        fprintf(
+            stderr,
+            "usage: %s LANE [streams=N] [window=N] [host=ADDRESS] [device=NAME] [zero-copy=always|never]\n",
+            argv[0]);
         return 2;
     }
     for (int i = 2; i < argc; i++) {

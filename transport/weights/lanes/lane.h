@@ -44,6 +44,12 @@ struct corral_lane_blob {
     uint8_t data[CORRAL_LANE_BLOB_MAX];
 };
 
+enum corral_lane_zero_copy {
+    CORRAL_LANE_ZERO_COPY_TRY,
+    CORRAL_LANE_ZERO_COPY_ALWAYS,
+    CORRAL_LANE_ZERO_COPY_NEVER
+};
+
 struct corral_lane_options {
     const char *local_host; /* address to listen on or bind to, numeric; "127.0.0.1" when NULL */
     const char *device;     /* rdma: "mlx5_0:1,mlx5_1:1", NULL: choose. Others: unused */
@@ -52,6 +58,8 @@ struct corral_lane_options {
     uint64_t open_timeout_ns;
     const char *
         near; /* PCI address of the GPU whose memory moves ("0000:3b:00.0"): rdma prefers adapters near it; NULL: no preference */
+    /* tcp, sender: whether the kernel sends from the source's own pages (MSG_ZEROCOPY). TRY: until it says that it has to copy them after all, as it does on one machine. */
+    enum corral_lane_zero_copy zero_copy;
 };
 
 struct corral_lane; /* one end: sender's or receiver's */

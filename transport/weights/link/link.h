@@ -64,6 +64,8 @@ void corral_link_unpack(const struct corral_link *link, uint32_t bucket, const v
 void corral_link_fetch(const struct corral_link *link, uint32_t bucket, const void *destination,
                        void *packed);
 void corral_link_copy(const struct corral_link *link, uint32_t bucket, const void *source, void *destination);
+/* One run to where it stays: past the caches when the link is more than they hold (stream.h). unpack and copy do so too. */
+void corral_link_place(const struct corral_link *link, void *to, const void *from, uint64_t bytes);
 /* XXH3-128 with seed 0 over: link hash (lo, hi u64 little-endian), bucket u64, then the packed bytes. Position-sensitive, and different between links. */
 struct corral_digest corral_link_digest(const struct corral_link *link, uint32_t bucket,
                                         enum corral_link_side side, const void *base);

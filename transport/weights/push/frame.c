@@ -24,10 +24,10 @@ static const struct shape shapes[PUSH_TYPES] = {
     [PUSH_PLACE] = {"PLACE", PUSH_PLACE_HEAD, PUSH_PAYLOAD_MAX},
     [PUSH_SENT] = {"SENT", 24, 24},
     [PUSH_TAKEN] = {"TAKEN", 8, 8},
-    [PUSH_STAGED] = {"STAGED", 32, 32},
+    [PUSH_STAGED] = {"STAGED", PUSH_STAGED_BYTES, PUSH_STAGED_BYTES},
     [PUSH_COMMIT] = {"COMMIT", 16, 16},
     [PUSH_APPLIED] = {"APPLIED", 24, 24},
-    [PUSH_ABORTED] = {"ABORTED", 8, 8 + PUSH_TEXT_MAX},
+    [PUSH_ABORTED] = {"ABORTED", PUSH_ABORTED_HEAD + 4, PUSH_ABORTED_HEAD + 4 + PUSH_TEXT_MAX},
     [PUSH_ABORT] = {"ABORT", 4, 4 + PUSH_TEXT_MAX},
     [PUSH_PASS] = {"PASS", 0, 0},
     [PUSH_WAIT] = {"WAIT", 0, 0},
@@ -82,7 +82,9 @@ void push_put_hello(uint8_t to[PUSH_HELLO_BYTES], const struct push_hello *hello
     wire_put_digest(to + 40, hello->plan);
     wire_put_digest(to + 56, hello->link);
     wire_put_u64(to + 72, hello->role);
-    memcpy(to + 80, hello->nonce, WIRE_NONCE_BYTES);
+    wire_put_u64(to + 80, hello->group);
+    wire_put_u64(to + 88, hello->process);
+    memcpy(to + 96, hello->nonce, WIRE_NONCE_BYTES);
 }
 
 void push_get_hello(const uint8_t from[PUSH_HELLO_BYTES], struct push_hello *out)
@@ -96,8 +98,10 @@ void push_get_hello(const uint8_t from[PUSH_HELLO_BYTES], struct push_hello *out
                                .bucket_bytes = wire_get_u64(from + 32),
                                .plan = wire_get_digest(from + 40),
                                .link = wire_get_digest(from + 56),
-                               .role = wire_get_u64(from + 72)};
-    memcpy(out->nonce, from + 80, WIRE_NONCE_BYTES);
+                               .role = wire_get_u64(from + 72),
+                               .group = wire_get_u64(from + 80),
+                               .process = wire_get_u64(from + 88)};
+    memcpy(out->nonce, from + 96, WIRE_NONCE_BYTES);
 }
 
 void push_mac(const uint8_t secret[32], const char *label, const uint8_t hello[PUSH_HELLO_BYTES],
@@ -118,6 +122,7 @@ void push_put_prepare(uint8_t to[PUSH_PREPARE_BYTES], const struct push_prepare 
     wire_put_u64(to + 16, prepare->bytes);
     wire_put_digest(to + 24, prepare->known);
     wire_put_digest(to + 40, prepare->base_digest);
+    wire_put_u64(to + 56, prepare->patience_ns);
 }
 
 void push_get_prepare(const uint8_t from[PUSH_PREPARE_BYTES], struct push_prepare *out)
@@ -126,7 +131,8 @@ void push_get_prepare(const uint8_t from[PUSH_PREPARE_BYTES], struct push_prepar
                                  .base = wire_get_u64(from + 8),
                                  .bytes = wire_get_u64(from + 16),
                                  .known = wire_get_digest(from + 24),
-                                 .base_digest = wire_get_digest(from + 40)};
+                                 .base_digest = wire_get_digest(from + 40),
+                                 .patience_ns = wire_get_u64(from + 56)};
 }
 
 uint32_t push_put_error(uint8_t *to, const struct corral_error *why)

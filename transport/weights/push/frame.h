@@ -6,14 +6,17 @@
 #include "transport/weights/wire.h"
 
 #define PUSH_MAGIC 0x32505743u /* "CWP2" */
-#define PUSH_PROTOCOL 2u
+#define PUSH_PROTOCOL 3u
 #define PUSH_HEADER_BYTES 32u
 #define PUSH_PLACE_HEAD 8u /* of a PLACE, before the lane's blob: the base's version */
 #define PUSH_PAYLOAD_MAX (PUSH_PLACE_HEAD + CORRAL_LANE_BLOB_MAX)
 #define PUSH_TEXT_MAX 200u
 #define PUSH_LANES_MAX 128u /* bytes of a list of lane names */
 #define PUSH_LANE_NAME_MAX 32u
-#define PUSH_HELLO_BYTES 112u
+#define PUSH_HELLO_BYTES 128u
+#define PUSH_STAGED_BYTES 48u
+#define PUSH_ABORTED_HEAD 8u /* of an ABORTED, before status and text */
+#define PUSH_NO_RANK UINT32_MAX
 #define PUSH_ATTEMPTS_MAX 3u /* of one bucket in one push */
 #define PUSH_IN_BYTES (4u * (PUSH_HEADER_BYTES + PUSH_PAYLOAD_MAX))
 #define PUSH_OUT_BYTES 65536u
@@ -70,7 +73,8 @@ struct push_hello {
     uint64_t run, generation, bucket_bytes;
     uint32_t protocol, rank, ranks, leader;
     struct corral_digest plan, link;
-    uint64_t role; /* enum push_role */
+    uint64_t role;           /* enum push_role */
+    uint64_t group, process; /* of the trainer group, 0: unknown; of the sender that logs in */
     uint8_t nonce[WIRE_NONCE_BYTES];
 };
 void push_put_hello(uint8_t to[PUSH_HELLO_BYTES], const struct push_hello *hello);
@@ -89,8 +93,9 @@ struct push_prepare {
     struct corral_digest
         known; /* of the version at this receiver, when the leader knows it; otherwise zero */
     struct corral_digest base_digest; /* of the base at this receiver */
+    uint64_t patience_ns; /* how long from now on the sender waits for STAGED; 0: it does not say */
 };
-#define PUSH_PREPARE_BYTES 56u
+#define PUSH_PREPARE_BYTES 64u
 void push_put_prepare(uint8_t to[PUSH_PREPARE_BYTES], const struct push_prepare *prepare);
 void push_get_prepare(const uint8_t from[PUSH_PREPARE_BYTES], struct push_prepare *out);
 

@@ -35,6 +35,12 @@ static void say_abort(struct corral_push_sender *s, struct push_peer *p, const s
     (void)peer_queue(s, p, PUSH_ABORT, s->version, payload, bytes, &ignored);
 }
 
+enum corral_status peer_account(struct corral_push_sender *s, struct push_peer *p, struct corral_error *err)
+{
+    return push_account_hold(&s->account, &p->held, p->lane == NULL ? 0 : p->lane->memory_bytes,
+                             "staging of a weight lane", err);
+}
+
 void peer_drop(struct corral_push_sender *s, struct push_peer *p, bool fault, const struct corral_error *why)
 {
     struct corral_error ignored;
@@ -47,6 +53,7 @@ void peer_drop(struct corral_push_sender *s, struct push_peer *p, bool fault, co
         }
         p->lane->ops->tx_close(p->lane);
         p->lane = NULL;
+        push_account_drop(&s->account, &p->held);
     }
     if (p->io.fd >= 0) {
         close(p->io.fd);
@@ -81,6 +88,8 @@ void peer_begin(struct corral_push_sender *s, struct push_peer *p)
     struct corral_delta_version base = sender_offer_base(s, p);
     struct push_prepare prepare = {
         .push = ++p->push, .base = base.version, .bytes = p->cut->link->bytes, .base_digest = base.digest};
+    uint64_t now = push_now_ns(), until = s->catching ? now : sender_patience_end(s);
+    prepare.patience_ns = until > now ? until - now : 0;
     if (s->catching &&
         p->cut->staged ==
             s->version) { /* the source has not changed since: so it need not be sent to who has it */
@@ -92,11 +101,13 @@ void peer_begin(struct corral_push_sender *s, struct push_peer *p)
     p->offered = base.version;
     p->deltas = false;
     p->first_ns = p->taken_ns = p->staged_ns = p->commit_ns = p->applied_ns = s->start_ns;
-    p->pack_ns = p->pause_ns = 0;
-    p->moved_ns = push_now_ns();
+    p->gather_ns = p->pack_ns = p->pause_ns = p->skew_ns = 0;
+    p->slow_rank = PUSH_NO_RANK;
+    p->moved_ns = now;
     memset(p->attempt, 0, p->cut->link->buckets);
     p->outcome = OUTCOME_UNDER_WAY;
     p->state = PEER_PLACE;
+    p->begun_ns = now;
     if (peer_queue(s, p, PUSH_PREPARE, s->version, payload, sizeof payload, &why) != CORRAL_OK) {
         peer_drop(s, p, true, &why);
     }
@@ -143,13 +154,19 @@ static enum corral_status give_to_lane(struct corral_push_sender *s, struct push
 {
     struct cut *cut = p->cut;
     const void *encoded = NULL;
-    uint64_t bytes = corral_link_bucket_size(cut->link, bucket), shorter = 0;
+    uint64_t bytes = corral_link_bucket_size(cut->link, bucket), shorter = 0, start = push_now_ns();
     if (p->deltas && p->attempt[bucket] == 0) {
+        uint64_t before = corral_base_gather_ns(cut->base);
         CORRAL_TRY(corral_base_encode(cut->base, &s->source, bucket, &encoded, &shorter, &cut->digest[bucket],
                                       &cut->known[bucket], err));
+        uint64_t now = push_now_ns(), read = corral_base_gather_ns(cut->base) - before;
+        p->gather_ns += read;
+        p->pack_ns += now - start - CORRAL_MIN(read, now - start);
+        start = now;
     }
     if (encoded == NULL) {
         CORRAL_TRY(p->lane->ops->tx_send(p->lane, bucket, err));
+        p->gather_ns += push_now_ns() - start;
     } else {
         CORRAL_TRY(p->lane->ops->tx_send_encoded(p->lane, bucket, encoded, shorter, err));
         bytes = shorter;
@@ -166,7 +183,9 @@ static enum corral_status send_bucket(struct corral_push_sender *s, struct push_
     struct corral_digest digest;
     uint64_t start = push_now_ns();
     CORRAL_TRY(give_to_lane(s, p, bucket, err));
+    uint64_t given = push_now_ns();
     CORRAL_TRY(source_digest(s, p, bucket, &digest, err)); /* while the bucket is on its way */
+    p->pack_ns += push_now_ns() - given;
     if (p->in_lane++ == 0) {
         p->first_ns = start;
     }
@@ -174,7 +193,6 @@ static enum corral_status send_bucket(struct corral_push_sender *s, struct push_
     wire_put_u32(payload, bucket);
     wire_put_u32(payload + 4, p->attempt[bucket]);
     wire_put_digest(payload + 8, digest);
-    p->pack_ns += push_now_ns() - start;
     return peer_queue(s, p, PUSH_SENT, s->version, payload, sizeof payload, err);
 }
 
@@ -239,7 +257,7 @@ static enum corral_status on_place(struct corral_push_sender *s, struct push_pee
     }
     CORRAL_TRY(p->lane->ops->tx_begin(p->lane, p->push, &s->source, &place, err));
     p->state = PEER_SEND;
-    return CORRAL_OK;
+    return peer_account(s, p, err);
 }
 
 static enum corral_status on_taken(struct push_peer *p, const uint8_t *payload, struct corral_error *err)
@@ -269,6 +287,8 @@ static enum corral_status on_staged(struct corral_push_sender *s, struct push_pe
 {
     struct cut *cut = p->cut;
     p->digest = wire_get_digest(payload);
+    p->skew_ns = wire_get_u64(payload + 32);
+    p->slow_rank = p->skew_ns == 0 ? PUSH_NO_RANK : wire_get_u32(payload + 40);
     if (cut->staged == s->version && !corral_digest_equal(cut->whole, p->digest)) {
         return corral_fail(err, CORRAL_PROTOCOL, "%s has staged other bytes than another receiver of rank %u",
                            p->name, p->rank);
@@ -317,7 +337,9 @@ static enum corral_status on_aborted(struct corral_push_sender *s, struct push_p
 {
     uint32_t after = wire_get_u32(payload);
     struct corral_error why = {0};
-    (void)push_get_error(payload + 4, f->bytes - 4, "version given up", &why);
+    (void)push_get_error(payload + PUSH_ABORTED_HEAD, f->bytes - PUSH_ABORTED_HEAD, "version given up", &why);
+    p->slow_rank = wire_get_u32(payload + 4);
+    p->skew_ns = p->slow_rank == PUSH_NO_RANK ? 0 : push_now_ns() - p->begun_ns;
     if (after == PUSH_AFTER_CLOSE || after >= PUSH_AFTER_KINDS || p->state == PEER_SEND) {
         return corral_fail(err, CORRAL_STATE, "%s", why.text);
     }

@@ -55,6 +55,8 @@ enum corral_status peer_connected(struct corral_push_sender *s, struct push_peer
                                .rank = s->options.rank,
                                .ranks = s->options.ranks,
                                .leader = s->options.leader,
+                               .group = s->options.identity.group,
+                               .process = s->process,
                                .plan = s->options.plan->hash,
                                .link = p->cut->link->hash};
     corral_random_bytes(hello.nonce, sizeof hello.nonce);
@@ -176,6 +178,11 @@ static enum corral_status on_offer(struct corral_push_sender *s, struct push_pee
     if (lane_named(s, name)->tx_open(&p->lane, p->cut->link, &options, &offer, &answer, &why) != CORRAL_OK) {
         return next_lane(s, p, &why, err);
     }
+    if (peer_account(s, p, &why) != CORRAL_OK) {
+        p->lane->ops->tx_close(p->lane);
+        p->lane = NULL;
+        return next_lane(s, p, &why, err);
+    }
     p->state = PEER_READING;
     return peer_queue(s, p, PUSH_ANSWER, 0, answer.data, answer.bytes, err);
 }
@@ -189,6 +196,7 @@ static enum corral_status on_nolane(struct corral_push_sender *s, struct push_pe
     if (p->lane != NULL) {
         p->lane->ops->tx_close(p->lane);
         p->lane = NULL;
+        push_account_drop(&s->account, &p->held);
     }
     return next_lane(s, p, &why, err);
 }

@@ -1,4 +1,4 @@
-/* The push protocol, version 2 (docs/spec/weight-push.md): a version of the weights goes from the ranks of a sharded trainer to receivers that are cut differently, and becomes current
+/* The push protocol, version 3 (docs/spec/weight-push.md): a version of the weights goes from the ranks of a sharded trainer to receivers that are cut differently, and becomes current
  * everywhere or nowhere on each replica.
  *
  *      senders (trainer ranks, one of them the leader)              receivers (a node's copy, an engine, …)
@@ -26,6 +26,15 @@
 struct corral_push_identity {
     uint64_t run, generation; /* generation: of the trainer group; grows when it restarts */
     uint8_t secret[32];
+    /* Of the trainer group: the same in all its ranks and in no other group, drawn by whoever starts it. 0: unknown. Two groups with one run and generation are then told apart rank by rank: see the spec. */
+    uint64_t group;
+};
+
+/* Who must be asked before memory is kept: for staging of lanes and for what deltas start from. `bytes` is all that this sender or receiver holds of it from now on; 0 at the end. Less than before is never refused. Any
+ * thread. What is refused is given back at once: a lane is closed before a byte has moved on it, a version goes whole. */
+struct corral_push_budget {
+    enum corral_status (*hold)(void *ctx, uint64_t bytes, const char *what, struct corral_error *err);
+    void *ctx;
 };
 
 /* ---- receiving ---- */
@@ -74,6 +83,7 @@ struct corral_push_receiver_options {
     const struct corral_push_target_ops *target;
     void *target_ctx;
     uint64_t silence_ns; /* a connection that says nothing in the middle of a push is dropped; 0: 10 s */
+    struct corral_push_budget budget; /* hold NULL: there is none */
 };
 
 struct corral_push_receiver;
@@ -94,6 +104,7 @@ struct corral_push_receiver_status {
     char lane[32], last_error[200];
     uint64_t pulls; /* versions taken from peers (pull.h) */
     bool pulling;
+    uint64_t memory; /* held by its lanes now */
 };
 void corral_push_receiver_status(struct corral_push_receiver *r, struct corral_push_receiver_status *out);
 
@@ -116,6 +127,7 @@ struct corral_push_sender_options {
     uint32_t delta_element_bytes; /* of what changes as one: 1, 2, 4 or 8; 0: 2 */
     struct corral_shard *
         base; /* with delta. NULL: the sender keeps a copy of what it has pushed, as large as what this rank sends. Otherwise borrowed memory that at each push has the version given as its `base` */
+    struct corral_push_budget budget; /* hold NULL: there is none */
 };
 struct corral_push_sender;
 enum corral_status corral_push_sender_create(struct corral_push_sender **out,
@@ -136,11 +148,17 @@ struct corral_push_result {
     uint64_t version, bytes;
     uint64_t moved; /* bytes given to lanes, also those sent again; fewer than `bytes` with deltas */
     uint32_t receivers, applied, dropped;
-    /* Slowest receiver, as this sender saw it: pack (gather), wire (first byte sent to last TAKEN), stage (to STAGED), commit (to APPLIED), and the longest reader pause a receiver reported. */
-    uint64_t pack_ns, wire_ns, stage_ns, commit_ns, pause_ns;
+    /* Slowest receiver, as this sender saw it: gather (its own thread read the source, into lanes or for deltas), pack (digests and encodings), wire (first byte sent to last TAKEN), stage (to STAGED), commit (to APPLIED), and
+     * the longest reader pause a receiver reported. */
+    uint64_t gather_ns, pack_ns, wire_ns, stage_ns, commit_ns, pause_ns;
+    /* How long the first rank to begin the version waited for the last, `slow_rank`, at the receiver that waited longest; of one that was given up for its absence too. Leader only when it was not given up.
+     * slow_rank UINT32_MAX: nobody waited. */
+    uint64_t skew_ns;
+    uint32_t slow_rank;
     uint32_t resent_buckets;
     uint32_t deltas;             /* receivers that took this version as a delta */
     struct corral_digest digest; /* of receivers with the lowest rank; leader only */
+    uint64_t memory;             /* held by lanes and for deltas after it */
 };
 /* All ranks of the group call it with the same version; each returns when its own part is over: the leader when every receiver has applied or been dropped, the others when every receiver has told them APPLIED
  * or ABORTED, or the deadline has passed. base: the version that options.base has, 0 for whole buckets to all; without options.base it is not looked at. The source must not change before that. CORRAL_PEER: nobody applied it (leader). Blocks at most deadline_ns. */
@@ -148,7 +166,7 @@ enum corral_status corral_push_sender_push(struct corral_push_sender *s, uint64_
                                            struct corral_shard *source, struct corral_push_result *result,
                                            struct corral_error *err);
 
-/* Bring the version that was pushed last to receivers that lack it: ones added since, restarted, or dropped then. The source must still be that version's. All ranks call it, as they do push; a receiver
+/* Bring the version that was pushed last to receivers that lack it: ones added since, restarted, or dropped then. The source must still be that version's, in the same memory as long as something is under way. All ranks call it, as they do push; a receiver
  * that has the version says so and nothing moves. Waits for new connections too, timeout_ns at most; 0 moves on what can be moved at once. What is under way then goes on in the next call, and is given up by the next push, or when nothing has
  * moved for the sender's deadline. A receiver that refused the version (CORRAL_INVALID) is not offered it again. CORRAL_OK whether or not all have it then: see result. */
 enum corral_status corral_push_sender_catch_up(struct corral_push_sender *s, uint64_t version,

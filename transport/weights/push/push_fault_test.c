@@ -260,7 +260,7 @@ static void a_dead_receiver_does_not_hold_up_the_others_and_comes_back(void **st
     test_group_drop(&g);
 }
 
-/* A second group logs in to receiver i as the leader and takes the place of the first one's connection, which the first one notices at its next push. */
+/* The leader, started again within its group, logs in to receiver i as the leader and takes the place of the first one's connection, which the first one notices at its next push. */
 static void cut_off(struct test_group *g, uint32_t i)
 {
     struct corral_push_sender *own = g->tx[0].sender;
@@ -276,7 +276,7 @@ static void cut_off(struct test_group *g, uint32_t i)
 static void a_replica_that_lost_a_part_is_waited_for_when_there_is_no_other(void **state)
 {
     (void)state;
-    struct test_group g = {.lanes = "tcp"};
+    struct test_group g = {.lanes = "tcp", .group = 5};
     test_group_make(&g, 13, 1, 2, 2, 30000, "engine");
     test_push(&g, 1);
     check_applied(&g, 2);
@@ -294,7 +294,7 @@ static void a_replica_that_lost_a_part_is_waited_for_when_there_is_no_other(void
 static void a_receiver_that_was_cut_off_is_back_in_the_push_after_the_next(void **state)
 {
     (void)state;
-    struct test_group g = {.lanes = "tcp", .deadline_ns = 5 * CORRAL_NS_PER_S};
+    struct test_group g = {.lanes = "tcp", .deadline_ns = 5 * CORRAL_NS_PER_S, .group = 5};
     test_group_make(&g, 14, 1, 2, 1, 300, "");
     test_push(&g, 1);
     check_applied(&g, 2);
@@ -383,7 +383,7 @@ static void garbage_from_strangers_harms_nobody(void **state)
 static void a_rank_that_does_not_take_part_costs_the_version_and_not_the_next(void **state)
 {
     (void)state;
-    struct test_group g = {.lanes = "tcp", .silence_ns = CORRAL_NS_PER_S / 2};
+    struct test_group g = {.lanes = "tcp", .deadline_ns = 2 * CORRAL_NS_PER_S};
     test_group_make(&g, 11, 2, 1, 1, 90000, "");
     test_push(&g, 1);
     check_applied(&g, 1);

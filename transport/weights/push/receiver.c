@@ -273,6 +273,7 @@ enum corral_status corral_push_receiver_start(struct corral_push_receiver **out,
         return corral_fail(err, CORRAL_NOMEM, "cannot start the weight receiver: out of memory");
     }
     pthread_mutex_init(&r->status_lock, NULL);
+    push_account_make(&r->account, &options->budget);
     r->listen_fd = r->stop_fd = r->report_fd = -1;
     own_options(r, options);
     enum corral_status status = make_links(r, err);
@@ -361,6 +362,7 @@ void corral_push_receiver_stop(struct corral_push_receiver *r)
     free(r->complete);
     free(r->link_digest);
     pthread_mutex_destroy(&r->status_lock);
+    push_account_end(&r->account);
     explicit_bzero(&r->options.identity, sizeof r->options.identity);
     free(r);
 }
@@ -374,6 +376,7 @@ void corral_push_receiver_status(struct corral_push_receiver *r, struct corral_p
 {
     pthread_mutex_lock(&r->status_lock);
     *out = r->status;
+    out->memory = push_account_total(&r->account);
     pthread_mutex_unlock(&r->status_lock);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "transport/weights/encode/onto.h"
+#include "transport/weights/push/account.h"
 #include "transport/weights/push/frame.h"
 #include "transport/weights/push/pull.h"
 #include <pthread.h>
@@ -38,6 +39,7 @@ struct worker {
     const struct corral_lane_ops *ops;
     struct corral_lane_options options; /* its strings are borrowed */
     int wake_fd, report_fd;             /* own; the control thread's, borrowed */
+    struct push_account *account;       /* the receiver's */
     pthread_t thread;
 
     pthread_mutex_t lock; /* guards the mailbox: all down to the next blank line */
@@ -62,6 +64,7 @@ struct worker {
     /* The thread's own. */
     struct corral_lane *lane;
     struct corral_onto onto;
+    uint64_t held; /* of the account */
     bool receiving;
     uint8_t *flags, *damaged; /* per bucket: where it stands; how often its digest was wrong */
     uint32_t taken;
@@ -69,7 +72,7 @@ struct worker {
 
 enum corral_status worker_start(struct worker **out, const struct corral_link *link,
                                 const struct corral_lane_ops *ops, const struct corral_lane_options *options,
-                                int report_fd, struct corral_error *err);
+                                int report_fd, struct push_account *account, struct corral_error *err);
 /* Any of these returns at once. */
 void worker_connect(struct worker *w, const struct corral_lane_blob *answer);
 /* base NULL: buckets come whole; otherwise some come as deltas on it. Both are copied. */
@@ -105,6 +108,7 @@ struct push_conn {
     struct worker *worker; /* of the link, once LANE has come; NULL when it is empty */
     bool told_ready;
     uint64_t passed; /* version it will not take part in; 0: none */
+    uint64_t tried;  /* version it has begun last, whatever came of it */
     /* Of the version under way. */
     bool prepared, waiting; /* waiting: until the version before has been given up */
     bool placed;
@@ -145,7 +149,12 @@ struct corral_push_receiver {
 
     /* The version under way. GATHER: PREPAREs are collected and nothing has moved; ABORT: workers are being stopped, then the target is told. */
     enum receiving state;
-    uint64_t version, base, moved_ns; /* moved: the last time anything got on */
+    uint64_t version, base, moved_ns;   /* moved: the last time anything got on */
+    uint64_t begun_ns, gather_until_ns; /* the first PREPARE; how long the other ranks are waited for */
+    uint64_t skew_ns;                   /* from the first PREPARE to the last, */
+    uint32_t slow_rank;                 /* which was this rank's */
+    uint32_t whole_for;    /* so many versions are asked for whole: there was no memory for deltas */
+    uint64_t late_version; /* given up because a rank was late; 0: none was */
     struct corral_shard shadow;
     struct corral_push_source from; /* open while base is not 0 */
     struct corral_digest digest;
@@ -154,6 +163,7 @@ struct corral_push_receiver {
     uint64_t first_ns, last_ns, hash_ns; /* over all links */
     int32_t tainted;                     /* collected until the target is told */
 
+    struct push_account account; /* of everything that lanes here hold */
     struct copy copy;
     struct puller *puller;
     struct visitor *visitor[CORRAL_PUSH_VISITORS_MAX];
@@ -172,13 +182,19 @@ static inline bool conn_is_member(const struct push_conn *c)
     return c->state >= CONN_LANE && c->state < CONN_CLOSING;
 }
 
+/* ---- receiver_login.c ---- */
+enum corral_status login_hello(struct corral_push_receiver *r, struct push_conn *c, const uint8_t *payload,
+                               struct corral_error *err);
+enum corral_status login_proof(struct corral_push_receiver *r, struct push_conn *c, const uint8_t *payload,
+                               struct corral_error *err);
+
 /* ---- receiver_conn.c ---- */
 /* Queues it; a peer that does not read its answers is dropped later, at its deadline. */
 void conn_send(struct corral_push_receiver *r, struct push_conn *c, enum push_type type, uint64_t version,
                const void *payload, uint32_t bytes);
-/* ABORTED. */
+/* ABORTED. absent: the rank for want of which; PUSH_NO_RANK: none. */
 void conn_send_aborted(struct corral_push_receiver *r, struct push_conn *c, uint64_t version,
-                       enum push_after after, const struct corral_error *why);
+                       enum push_after after, uint32_t absent, const struct corral_error *why);
 /* Last words (NULL: none), then CLOSING. What it had begun is aborted. */
 void conn_drop(struct corral_push_receiver *r, struct push_conn *c, const struct corral_error *why);
 /* Work off what poll() reported. */
@@ -206,10 +222,21 @@ enum corral_status visitors_admit(struct corral_push_receiver *r, struct push_co
 void visitors_advance(struct corral_push_receiver *r);
 void visitors_stop(struct corral_push_receiver *r);
 
-/* ---- receiver_push.c: the version under way ---- */
+/* ---- receiver_gather.c: a version that is about to begin ---- */
 enum corral_status receiving_prepare(struct corral_push_receiver *r, struct push_conn *c, uint64_t version,
                                      const struct push_prepare *prepare, struct corral_error *err);
 void receiving_pass(struct corral_push_receiver *r, struct push_conn *c, uint64_t version);
+
+/* ---- receiver_push.c: the version under way ---- */
+void receiving_enter(struct corral_push_receiver *r, enum receiving state);
+/* The first rank that has bytes for us, or leads, and is not there, or (prepared) has not PREPAREd; UINT32_MAX: all are. No leader at all counts as rank 0. */
+uint32_t receiving_missing(const struct corral_push_receiver *r, bool prepared);
+/* ABORTED to one, or to all that take part: nothing has moved, and everybody keeps the connection. absent: the rank for want of which; PUSH_NO_RANK: none. */
+void receiving_soft(struct corral_push_receiver *r, struct push_conn *c, uint64_t version, uint32_t absent,
+                    const struct corral_error *why);
+void receiving_give_up(struct corral_push_receiver *r, uint32_t absent, const struct corral_error *why);
+/* Every rank has PREPAREd. */
+void receiving_begin(struct corral_push_receiver *r);
 void receiving_complete(struct corral_push_receiver *r, struct push_conn *c);
 enum corral_status receiving_commit(struct corral_push_receiver *r, struct push_conn *c, uint64_t version,
                                     struct corral_digest digest, struct corral_error *err);

@@ -1,4 +1,4 @@
-/* The version under way at a receiver: PREPAREs of all ranks are gathered, then their buckets go into one shadow, then the leader's COMMIT flips it. docs/spec/weight-push.md has the table. */
+/* The version under way at a receiver: once PREPAREs of all ranks are there (receiver_gather.c), their buckets go into one shadow, then the leader's COMMIT flips it. docs/spec/weight-push.md has the table. */
 #include "transport/weights/push/receiver_internal.h"
 
 #include "base/log.h"
@@ -8,7 +8,7 @@
 
 #define LOGIN_NS (5 * CORRAL_NS_PER_S)
 
-static void enter(struct corral_push_receiver *r, enum receiving state)
+void receiving_enter(struct corral_push_receiver *r, enum receiving state)
 {
     static const char *const names[] = {"none", "gather", "data", "staged", "abort", "pull"};
     corral_log_debug("weight push", LOG_STR("receiver", r->name), LOG_U64("version", r->version),
@@ -50,7 +50,7 @@ static struct push_conn *leader(const struct corral_push_receiver *r)
 }
 
 /* The first rank that has bytes for us, or leads, and is not there, or (prepared) has not PREPAREd; UINT32_MAX: all are. No leader at all counts as rank 0. */
-static uint32_t missing_rank(const struct corral_push_receiver *r, bool prepared)
+uint32_t receiving_missing(const struct corral_push_receiver *r, bool prepared)
 {
     for (uint32_t rank = 0; rank < r->options.plan->sources; rank++) {
         const struct push_conn *c = member(r, rank);
@@ -65,7 +65,7 @@ static uint32_t missing_rank(const struct corral_push_receiver *r, bool prepared
 
 void receiving_announce(struct corral_push_receiver *r)
 {
-    if (missing_rank(r, false) != UINT32_MAX) {
+    if (receiving_missing(r, false) != UINT32_MAX) {
         return;
     }
     for (uint32_t i = 0; i < CONNS_MAX; i++) {
@@ -79,25 +79,25 @@ void receiving_announce(struct corral_push_receiver *r)
 
 /* ---- giving up ---- */
 
-static void soft(struct corral_push_receiver *r, struct push_conn *c, uint64_t version,
-                 const struct corral_error *why)
+void receiving_soft(struct corral_push_receiver *r, struct push_conn *c, uint64_t version, uint32_t absent,
+                    const struct corral_error *why)
 {
-    bool complete = missing_rank(r, false) == UINT32_MAX;
+    bool complete = receiving_missing(r, false) == UINT32_MAX;
     c->prepared = c->placed = c->waiting = false;
     c->told_ready = complete;
-    conn_send_aborted(r, c, version, complete ? PUSH_AFTER_READY : PUSH_AFTER_INCOMPLETE, why);
+    conn_send_aborted(r, c, version, complete ? PUSH_AFTER_READY : PUSH_AFTER_INCOMPLETE, absent, why);
 }
 
 /* Nothing has moved: everybody keeps the connection. */
-static void give_up_softly(struct corral_push_receiver *r, const struct corral_error *why)
+void receiving_give_up(struct corral_push_receiver *r, uint32_t absent, const struct corral_error *why)
 {
     uint64_t version = r->version;
-    enter(r, RECEIVING_NONE);
+    receiving_enter(r, RECEIVING_NONE);
     receiver_note_error(r, why);
     for (uint32_t i = 0; i < CONNS_MAX; i++) {
         struct push_conn *c = r->conn[i];
         if (c != NULL && conn_is_member(c) && c->prepared) {
-            soft(r, c, version, why);
+            receiving_soft(r, c, version, absent, why);
         }
     }
 }
@@ -118,11 +118,11 @@ void receiving_abort(struct corral_push_receiver *r, const struct corral_error *
     corral_log_warn("weight version aborted, the current one stays", LOG_STR("receiver", r->name),
                     LOG_U64("version", r->version), LOG_ERR(why));
     receiver_note_error(r, why);
-    enter(r, RECEIVING_ABORT);
+    receiving_enter(r, RECEIVING_ABORT);
     for (uint32_t i = 0; i < CONNS_MAX; i++) {
         struct push_conn *c = r->conn[i];
         if (c != NULL && c->prepared && c->state < CONN_CLOSING) {
-            conn_send_aborted(r, c, r->version, PUSH_AFTER_CLOSE, why);
+            conn_send_aborted(r, c, r->version, PUSH_AFTER_CLOSE, PUSH_NO_RANK, why);
             c->state = CONN_CLOSING;
             c->heard_ns = push_now_ns();
             if (c->worker != NULL) {
@@ -181,12 +181,12 @@ void receiving_settle(struct corral_push_receiver *r)
 
 void receiving_pull_begins(struct corral_push_receiver *r)
 {
-    enter(r, RECEIVING_PULL);
+    receiving_enter(r, RECEIVING_PULL);
 }
 
 void receiving_over(struct corral_push_receiver *r)
 {
-    enter(r, RECEIVING_NONE);
+    receiving_enter(r, RECEIVING_NONE);
     for (uint32_t i = 0; i < CONNS_MAX; i++) {
         struct push_conn *c = r->conn[i];
         if (c != NULL && c->state == CONN_READY && c->waiting) {
@@ -208,7 +208,7 @@ void receiving_lost(struct corral_push_receiver *r, struct push_conn *c, const s
     }
     if (r->state == RECEIVING_GATHER) {
         c->prepared = false;
-        give_up_softly(r, &told);
+        receiving_give_up(r, c->hello.rank, &told);
         return;
     }
     if (c->hello.leader || (r->state == RECEIVING_DATA && !r->complete[c->hello.rank])) {
@@ -224,7 +224,7 @@ static void applied(struct corral_push_receiver *r, struct corral_digest digest,
     uint64_t version = r->version;
     wire_put_digest(payload, digest);
     wire_put_u64(payload + 16, flip_ns);
-    enter(r, RECEIVING_NONE);
+    receiving_enter(r, RECEIVING_NONE);
     for (uint32_t i = 0; i < CONNS_MAX; i++) {
         struct push_conn *c = r->conn[i];
         if (c != NULL && c->prepared) {
@@ -248,11 +248,13 @@ static void stage_when_complete(struct corral_push_receiver *r)
     if (to == NULL || !to->prepared) {
         return; /* lost: the version is being aborted */
     }
-    uint8_t payload[32];
+    uint8_t payload[PUSH_STAGED_BYTES] = {0};
     wire_put_digest(payload, r->digest);
     wire_put_u64(payload + 16, r->last_ns - r->first_ns);
     wire_put_u64(payload + 24, r->hash_ns);
-    enter(r, RECEIVING_STAGED);
+    wire_put_u64(payload + 32, r->skew_ns);
+    wire_put_u32(payload + 40, r->slow_rank);
+    receiving_enter(r, RECEIVING_STAGED);
     conn_send(r, to, PUSH_STAGED, r->version, payload, sizeof payload);
 }
 
@@ -290,7 +292,8 @@ static void open_base(struct corral_push_receiver *r, uint64_t current, struct c
 {
     struct corral_error why = {0};
     r->base = 0;
-    if (!may_have_deltas(r, current, digest)) {
+    r->whole_for -= r->whole_for > 0;
+    if (r->whole_for > 0 || !may_have_deltas(r, current, digest)) {
         return;
     }
     if (r->options.target->source_open(r->options.target_ctx, &r->from, &why) != CORRAL_OK) {
@@ -306,7 +309,7 @@ static void open_base(struct corral_push_receiver *r, uint64_t current, struct c
 }
 
 /* Every rank has PREPAREd: open the shadow and the lanes. */
-static void begin(struct corral_push_receiver *r)
+void receiving_begin(struct corral_push_receiver *r)
 {
     const struct push_conn *first = leader(r);
     uint64_t current = 0;
@@ -321,12 +324,12 @@ static void begin(struct corral_push_receiver *r)
     open_base(r, current, digest);
     if (r->options.target->begin(r->options.target_ctx, r->version, r->base, &r->shadow, &why) != CORRAL_OK) {
         close_base(r);
-        give_up_softly(r, &why);
+        receiving_give_up(r, PUSH_NO_RANK, &why);
         return;
     }
     r->first_ns = UINT64_MAX;
     r->last_ns = r->hash_ns = 0;
-    enter(r, RECEIVING_DATA);
+    receiving_enter(r, RECEIVING_DATA);
     for (uint32_t rank = 0; rank < r->options.plan->sources; rank++) {
         const struct corral_link *link = r->link[rank];
         r->complete[rank] = link->buckets == 0;
@@ -339,130 +342,6 @@ static void begin(struct corral_push_receiver *r)
         }
     }
     stage_when_complete(r);
-}
-
-/* PREPARE for another version than the one under way. True: `c` has been dealt with. */
-static bool settle_with_other(struct corral_push_receiver *r, struct push_conn *c, uint64_t version)
-{
-    struct corral_error why = {0};
-    bool under_way = r->state == RECEIVING_DATA || r->state == RECEIVING_STAGED;
-    if (under_way && version == r->version && r->link[c->hello.rank]->buckets == 0) {
-        c->prepared = true; /* has nothing to send and comes late */
-        return true;
-    }
-    if (under_way && version > r->version) {
-        corral_fail(&why, CORRAL_STATE, "version %" PRIu64 " has been begun by rank %u", version,
-                    c->hello.rank);
-        receiving_abort(r, &why);
-    } else if (under_way) {
-        corral_fail(&why, CORRAL_STATE, "version %" PRIu64 " is under way", r->version);
-        soft(r, c, version, &why);
-        return true;
-    }
-    if (r->state == RECEIVING_ABORT || r->state == RECEIVING_PULL) {
-        c->waiting = true;
-        pulling_cancel(r); /* what the trainer has is newer, or the same */
-        return true;
-    }
-    if (r->state == RECEIVING_GATHER && version < r->version) {
-        corral_fail(&why, CORRAL_STATE, "version %" PRIu64 " has been begun", r->version);
-        soft(r, c, version, &why);
-        return true;
-    }
-    if (r->state == RECEIVING_GATHER && version > r->version) {
-        corral_fail(&why, CORRAL_STATE, "version %" PRIu64 " has been begun by rank %u", version,
-                    c->hello.rank);
-        give_up_softly(r, &why);
-    }
-    return false;
-}
-
-/* Reasons not to begin to gather. */
-static enum corral_status may_gather(struct corral_push_receiver *r, uint64_t version,
-                                     struct corral_error *err)
-{
-    uint32_t missing = missing_rank(r, false);
-    if (missing != UINT32_MAX) {
-        return corral_fail(err, CORRAL_STATE, "rank %u is not connected to %s", missing, r->name);
-    }
-    for (uint32_t i = 0; i < CONNS_MAX; i++) {
-        const struct push_conn *c = r->conn[i];
-        if (c != NULL && conn_is_member(c) && c->passed == version) {
-            return corral_fail(err, CORRAL_STATE, "rank %u takes no part in version %" PRIu64, c->hello.rank,
-                               version);
-        }
-    }
-    uint64_t current = 0;
-    struct corral_digest digest;
-    r->options.target->current(r->options.target_ctx, &current, &digest);
-    if (version < current) {
-        return corral_fail(err, CORRAL_INVALID,
-                           "version %" PRIu64 " is below %s's %" PRIu64 ": versions only grow", version,
-                           r->name, current);
-    }
-    return CORRAL_OK;
-}
-
-/* A rank without bytes may come after all is over. */
-static bool late_spectator(struct corral_push_receiver *r, struct push_conn *c, uint64_t version)
-{
-    uint64_t current = 0;
-    struct corral_digest digest = {0};
-    r->options.target->current(r->options.target_ctx, &current, &digest);
-    if (r->state != RECEIVING_NONE || version != current || c->hello.leader ||
-        r->link[c->hello.rank]->buckets > 0) {
-        return false;
-    }
-    uint8_t payload[24] = {0};
-    wire_put_digest(payload, digest);
-    conn_send(r, c, PUSH_APPLIED, version, payload, sizeof payload);
-    return true;
-}
-
-enum corral_status receiving_prepare(struct corral_push_receiver *r, struct push_conn *c, uint64_t version,
-                                     const struct push_prepare *prepare, struct corral_error *err)
-{
-    struct corral_error why = {0};
-    if (version == 0 || prepare->bytes != r->link[c->hello.rank]->bytes) {
-        return corral_fail(err, CORRAL_PROTOCOL,
-                           "rank %u announces version %" PRIu64 " with %" PRIu64 " bytes, not %" PRIu64,
-                           c->hello.rank, version, prepare->bytes, r->link[c->hello.rank]->bytes);
-    }
-    c->prepare = *prepare;
-    c->version = version;
-    c->passed = 0;
-    if (late_spectator(r, c, version) || settle_with_other(r, c, version)) {
-        return CORRAL_OK;
-    }
-    if (c->state != CONN_READY) {
-        return CORRAL_OK; /* lost while the others were told */
-    }
-    if (r->state == RECEIVING_NONE) {
-        if (may_gather(r, version, &why) != CORRAL_OK) {
-            soft(r, c, version, &why);
-            return CORRAL_OK;
-        }
-        r->version = version;
-        enter(r, RECEIVING_GATHER);
-        pthread_mutex_lock(&r->status_lock);
-        r->status.pushes++;
-        pthread_mutex_unlock(&r->status_lock);
-    }
-    c->prepared = true;
-    if (missing_rank(r, true) == UINT32_MAX) {
-        begin(r);
-    }
-    return CORRAL_OK;
-}
-
-void receiving_pass(struct corral_push_receiver *r, struct push_conn *c, uint64_t version)
-{
-    c->passed = version;
-    if (r->state == RECEIVING_GATHER && r->version == version) {
-        struct corral_error why = {0};
-        corral_fail(&why, CORRAL_STATE, "rank %u takes no part in version %" PRIu64, c->hello.rank, version);
-        give_up_softly(r, &why);
-    }
 }
 
 static void note_applied(struct corral_push_receiver *r, uint64_t flip_ns)
@@ -505,7 +384,7 @@ enum corral_status receiving_commit(struct corral_push_receiver *r, struct push_
         pthread_mutex_lock(&r->status_lock);
         r->status.aborted++;
         pthread_mutex_unlock(&r->status_lock);
-        give_up_softly(r, &why); /* every lane has ended well */
+        receiving_give_up(r, PUSH_NO_RANK, &why); /* every lane has ended well */
         return CORRAL_OK;
     }
     uint64_t flip_ns = push_now_ns() - start;
@@ -535,9 +414,12 @@ static void give_up_late(struct corral_push_receiver *r)
 {
     struct corral_error why = {0};
     if (r->state == RECEIVING_GATHER) {
-        corral_fail(&why, CORRAL_TIMEOUT, "rank %u has not begun version %" PRIu64 " within %" PRIu64 " ms",
-                    missing_rank(r, true), r->version, r->options.silence_ns / CORRAL_NS_PER_MS);
-        give_up_softly(r, &why);
+        uint32_t absent = receiving_missing(r, true);
+        corral_fail(&why, CORRAL_TIMEOUT,
+                    "rank %u has not begun version %" PRIu64 " within %" PRIu64 " ms of the first", absent,
+                    r->version, (push_now_ns() - r->begun_ns) / CORRAL_NS_PER_MS);
+        r->late_version = r->version;
+        receiving_give_up(r, absent, &why);
     } else {
         corral_fail(&why, CORRAL_TIMEOUT, "no COMMIT of version %" PRIu64 " within %" PRIu64 " ms",
                     r->version, r->options.silence_ns / CORRAL_NS_PER_MS);
@@ -561,10 +443,12 @@ uint64_t receiving_tick(struct corral_push_receiver *r, uint64_t now)
         next = CORRAL_MIN(next, deadline);
     }
     if (r->state == RECEIVING_GATHER || r->state == RECEIVING_STAGED) {
-        if (now >= r->moved_ns + r->options.silence_ns) {
+        uint64_t until =
+            r->state == RECEIVING_GATHER ? r->gather_until_ns : r->moved_ns + r->options.silence_ns;
+        if (now >= until) {
             give_up_late(r);
         }
-        next = CORRAL_MIN(next, r->moved_ns + r->options.silence_ns);
+        next = CORRAL_MIN(next, until);
     }
     return next;
 }

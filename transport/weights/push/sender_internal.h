@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "transport/weights/encode/base.h"
+#include "transport/weights/push/account.h"
 #include "transport/weights/push/frame.h"
 
 #define PEER_ENDPOINT_MAX 96
@@ -16,6 +17,8 @@ struct cut {
     uint64_t staged; /* leader: the version whose digest at receivers of this rank is `whole`; 0: none */
     struct corral_digest whole;
     struct corral_base *base; /* NULL: no deltas */
+    uint64_t held;            /* of the account, for the base */
+    bool denied;              /* no memory for deltas in this push */
 };
 
 enum peer_state {
@@ -48,6 +51,7 @@ struct push_peer {
     enum peer_state state;
     uint8_t hello[PUSH_HELLO_BYTES];
     struct corral_lane *lane;
+    uint64_t held;        /* of the account, for the lane */
     uint32_t lane_choice; /* of the lanes both allow */
     char lanes_tried[200], their_lanes[PUSH_LANES_MAX + 1];
     uint64_t has;                   /* version it is known to have */
@@ -68,7 +72,10 @@ struct push_peer {
     uint8_t *attempt;       /* per bucket */
     uint64_t in_lane, left; /* buckets given to the lane and gone from it */
     uint64_t moved_ns;      /* when anything last moved */
-    uint64_t first_ns, taken_ns, staged_ns, commit_ns, applied_ns, pack_ns, pause_ns;
+    uint64_t begun_ns;      /* PREPARE was sent */
+    uint64_t first_ns, taken_ns, staged_ns, commit_ns, applied_ns, gather_ns, pack_ns, pause_ns;
+    uint64_t skew_ns;   /* as the receiver says: how long it waited for `slow_rank` */
+    uint32_t slow_rank; /* PUSH_NO_RANK: for nobody */
     uint32_t resent;
     uint64_t moved;
     uint64_t offered; /* base that PREPARE named; 0: none */
@@ -83,7 +90,9 @@ struct corral_push_sender {
     uint32_t cuts;
     struct push_peer *peer[CORRAL_PUSH_RECEIVERS_MAX];
     uint32_t peers;
-    uint64_t last; /* version of the last push */
+    uint64_t last;    /* version of the last push */
+    uint64_t process; /* random: this sender, and no other */
+    struct push_account account;
     /* The push under way. */
     uint64_t version, base, start_ns, deadline_ns;
     bool catching;
@@ -103,6 +112,8 @@ static inline bool peer_in_version(const struct push_peer *p)
 /* ---- sender_delta.c ---- */
 /* The base that this receiver may get deltas on; version 0: it gets whole buckets. While catching up the source is only good for those. */
 struct corral_delta_version sender_offer_base(const struct corral_push_sender *s, const struct push_peer *p);
+/* A push begins: is there memory for its deltas? */
+void sender_ask_for_bases(struct corral_push_sender *s);
 /* A push is over. */
 void sender_keep_bases(struct corral_push_sender *s);
 
@@ -115,6 +126,13 @@ enum corral_status peer_connected(struct corral_push_sender *s, struct push_peer
                                   struct corral_error *err);
 
 /* ---- peer.c ---- */
+/* What the lane has come to hold, asked for. */
+enum corral_status peer_account(struct corral_push_sender *s, struct push_peer *p, struct corral_error *err);
+/* When the leader stops waiting for STAGED. */
+static inline uint64_t sender_patience_end(const struct corral_push_sender *s)
+{
+    return s->start_ns + (s->deadline_ns - s->start_ns) / 4 * 3;
+}
 enum corral_status peer_queue(struct corral_push_sender *s, struct push_peer *p, enum push_type type,
                               uint64_t version, const void *payload, uint32_t bytes,
                               struct corral_error *err);

@@ -152,7 +152,8 @@ struct test_group {
     struct test_mesh mesh;
     const char *lanes;
     const struct corral_lane_ops *const *more;
-    uint64_t generation, silence_ns, deadline_ns;
+    uint64_t generation, silence_ns, deadline_ns, group;
+    struct corral_push_budget budget, receiver_budget; /* of the senders, of the receivers */
     bool delta;
     uint32_t anchor_every;
     uint32_t senders, receivers;
@@ -185,7 +186,8 @@ static inline void test_receiver_start(struct test_group *g, uint32_t i)
                                              .more_lanes = g->more,
                                              .target = &test_target_ops,
                                              .target_ctx = &g->target[i],
-                                             .silence_ns = g->silence_ns};
+                                             .silence_ns = g->silence_ns,
+                                             .budget = g->receiver_budget};
     check_ok(corral_push_receiver_start(&g->rx[i], &o, &err));
 }
 
@@ -202,7 +204,9 @@ static inline void test_sender_create(struct test_group *g, uint32_t rank)
                                            .more_lanes = g->more,
                                            .deadline_ns = g->deadline_ns,
                                            .delta = g->delta,
-                                           .anchor_every = g->anchor_every};
+                                           .anchor_every = g->anchor_every,
+                                           .budget = g->budget};
+    o.identity.group = g->group;
     check_ok(corral_push_sender_create(&g->tx[rank].sender, &o, &err));
     g->tx[rank].source = corral_shard_host(g->mesh.source[rank], g->mesh.from->rank_bytes[rank]);
 }

@@ -1,6 +1,8 @@
 corral_test(weights_push_test SOURCES weights/push/push_test.c DEPS corral_transport)
 corral_test(weights_push_delta_test SOURCES weights/push/push_delta_test.c DEPS corral_transport)
 corral_test(weights_push_fault_test SOURCES weights/push/push_fault_test.c DEPS corral_transport)
+corral_test(weights_push_group_test SOURCES weights/push/push_group_test.c DEPS corral_transport)
+corral_test(weights_push_budget_test SOURCES weights/push/push_budget_test.c DEPS corral_transport)
 corral_test(weights_push_liar_test SOURCES weights/push/push_liar_test.c DEPS corral_transport)
 corral_test(weights_push_crash_test SOURCES weights/push/push_crash_test.c DEPS corral_transport)
 corral_test(weights_pull_test SOURCES weights/push/pull_test.c DEPS corral_transport)

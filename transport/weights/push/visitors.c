@@ -31,6 +31,7 @@ struct visitor {
     const struct corral_link *link;
     const struct corral_lane_ops *ops;
     struct corral_lane *lane;
+    uint64_t held; /* of the receiver's account */
     struct corral_push_source source;
     bool opened, sending;
     uint8_t *attempt;  /* per bucket */
@@ -41,6 +42,19 @@ struct visitor {
 };
 
 /* ---- pulling: the lane ---- */
+
+static enum corral_status account(struct visitor *v, struct corral_error *err)
+{
+    return push_account_hold(&v->r->account, &v->held, v->lane->memory_bytes,
+                             "staging to serve a weight pull", err);
+}
+
+static void close_lane(struct visitor *v)
+{
+    v->ops->tx_close(v->lane);
+    v->lane = NULL;
+    push_account_drop(&v->r->account, &v->held);
+}
 
 static enum corral_status try_lane(struct visitor *v, const char *name, bool *open, struct corral_error *err)
 {
@@ -68,12 +82,16 @@ static enum corral_status try_lane(struct visitor *v, const char *name, bool *op
         visit_say_why(&v->visit, PUSH_NOLANE, &why);
         return CORRAL_OK;
     }
+    if (account(v, &why) != CORRAL_OK) {
+        close_lane(v);
+        visit_say_why(&v->visit, PUSH_NOLANE, &why);
+        return CORRAL_OK;
+    }
     CORRAL_TRY(visit_say(&v->visit, PUSH_ANSWER, 0, blob[1].data, blob[1].bytes, err));
     CORRAL_TRY(visit_expect(&v->visit, 1u << PUSH_READY | 1u << PUSH_NOLANE, &f, &payload, err));
     *open = f.type == PUSH_READY;
     if (!*open) {
-        v->ops->tx_close(v->lane);
-        v->lane = NULL;
+        close_lane(v);
     }
     return CORRAL_OK;
 }
@@ -212,7 +230,7 @@ static enum corral_status offer_version(struct visitor *v, struct corral_error *
     memcpy(place->data, answer + PUSH_PLACE_HEAD, place->bytes);
     CORRAL_TRY(v->ops->tx_begin(v->lane, prepare.push, &v->source.shard, place, err));
     v->sending = true;
-    return CORRAL_OK;
+    return account(v, err);
 }
 
 static enum corral_status serve_pull(struct visitor *v, struct corral_error *err)
@@ -245,7 +263,7 @@ static void end_pull(struct visitor *v)
         if (v->sending) {
             (void)v->ops->tx_end(v->lane, false, &ignored);
         }
-        v->ops->tx_close(v->lane);
+        close_lane(v);
     }
     if (v->opened) {
         o->target->source_close(o->target_ctx, &v->source);

@@ -128,10 +128,18 @@ static enum corral_status receive(struct worker *w, uint64_t timeout_ns, struct 
 
 /* ---- the thread ---- */
 
+/* What the lane, and the buffers for deltas, have come to hold. */
+static enum corral_status account(struct worker *w, struct corral_error *err)
+{
+    return push_account_hold(w->account, &w->held, w->lane->memory_bytes + corral_onto_memory(&w->onto),
+                             "staging of a weight lane", err);
+}
+
 static enum corral_status open_lane(struct worker *w, struct corral_error *err)
 {
     struct corral_lane_blob offer = {0};
     CORRAL_TRY(w->ops->rx_open(&w->lane, w->link, &w->options, &offer, err));
+    CORRAL_TRY(account(w, err));
     pthread_mutex_lock(&w->lock);
     w->blob = offer;
     pthread_mutex_unlock(&w->lock);
@@ -152,6 +160,7 @@ static enum corral_status begin(struct worker *w, uint64_t number, struct corral
     }
     CORRAL_TRY(w->ops->rx_begin(w->lane, number, destination, &place, err));
     w->receiving = true;
+    CORRAL_TRY(account(w, err));
     pthread_mutex_lock(&w->lock);
     w->blob = place;
     pthread_mutex_unlock(&w->lock);
@@ -167,6 +176,7 @@ static enum corral_status obey(struct worker *w, enum worker_command command,
         return open_lane(w, err);
     case WORKER_CONNECT:
         CORRAL_TRY(w->ops->rx_connect(w->lane, blob, err));
+        CORRAL_TRY(account(w, err));
         post(w, WORKER_CONNECTED);
         return CORRAL_OK;
     case WORKER_BEGIN:
@@ -196,6 +206,8 @@ static void close_lane(struct worker *w)
         }
         w->ops->rx_close(w->lane, &tainted);
         w->lane = NULL;
+        corral_onto_clear(&w->onto);
+        push_account_drop(w->account, &w->held);
     }
     pthread_mutex_lock(&w->lock);
     w->tainted = tainted;
@@ -328,7 +340,7 @@ int32_t worker_destroy(struct worker *w)
 
 enum corral_status worker_start(struct worker **out, const struct corral_link *link,
                                 const struct corral_lane_ops *ops, const struct corral_lane_options *options,
-                                int report_fd, struct corral_error *err)
+                                int report_fd, struct push_account *account, struct corral_error *err)
 {
     struct worker *w = calloc(1, sizeof *w);
     if (w == NULL) {
@@ -339,6 +351,7 @@ enum corral_status worker_start(struct worker **out, const struct corral_link *l
     w->ops = ops;
     w->options = *options;
     w->report_fd = report_fd;
+    w->account = account;
     w->command = WORKER_OPEN;
     w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     w->fresh = calloc(link->buckets, sizeof *w->fresh);

@@ -36,7 +36,12 @@ static bool copy_pieces(const struct shm_tx *tx, uint8_t *to, const uint8_t *fro
         if (stopped(tx)) {
             return false;
         }
-        memcpy(to + at, from + at, CORRAL_MIN(bytes - at, (uint64_t)SHM_PIECE));
+        uint64_t piece = CORRAL_MIN(bytes - at, (uint64_t)SHM_PIECE);
+        if (tx->mode == SHM_DIRECT) {
+            corral_link_place(tx->base.link, to + at, from + at, piece);
+        } else { /* a slot: read again at once */
+            memcpy(to + at, from + at, piece);
+        }
     }
     return true;
 }

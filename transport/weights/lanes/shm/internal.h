@@ -16,8 +16,10 @@
 #define SHM_VERSION 1u
 #define SHM_RING 1024u /* arrivals not yet taken; a power of two */
 #define SHM_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-/* Bytes copied between two looks at `closed`. Shorter than a core's cache: such copies are string moves in the C library, which read nothing of the destination (lanes_bench: a fifth faster than by MiB). */
+/* Bytes copied between two looks at `closed`. */
 #define SHM_PIECE (256u << 10)
+/* Buckets in flight of a push that needs no staging: they take no memory, and the more wait, the less it matters when the thread that queues them is waited for. */
+#define SHM_DIRECT_WINDOW 16u
 #define SHM_FDS_MAX 3
 #define SHM_NO_SLOT UINT32_MAX
 
@@ -114,8 +116,8 @@ struct shm_tx {
     int event, peer_event;
     struct shm_control *control;
     struct shm_mapping mapping[SHM_MAPPINGS];
-    struct shm_mapping *here; /* of this push */
-    uint32_t window, threads;
+    struct shm_mapping *here;                /* of this push */
+    uint32_t window, slots_at_once, threads; /* window: of this push; slots_at_once: as the options have it */
     uint64_t open_timeout_ns, run_bytes, uses;
     uint8_t *bounce; /* [window * bucket_bytes], when the source is not host memory and the push direct */
     /* of the push */

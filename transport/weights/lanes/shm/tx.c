@@ -69,7 +69,7 @@ enum corral_status corral_shm_tx_open(struct corral_lane **out, const struct cor
     pthread_mutex_init(&tx->lock, NULL);
     pthread_cond_init(&tx->work, NULL);
     pthread_cond_init(&tx->idle, NULL);
-    tx->window = corral_lane_window(options);
+    tx->window = tx->slots_at_once = corral_lane_window(options);
     tx->threads = CORRAL_MIN(threads_of(options), tx->window);
     tx->open_timeout_ns = corral_lane_open_timeout(options);
     tx->run_bytes = corral_lane_run_bytes(link);
@@ -173,12 +173,12 @@ static enum corral_status make_bounce(struct shm_tx *tx, const struct corral_sha
         return CORRAL_OK;
     }
     uint64_t each = CORRAL_MIN(tx->base.link->bucket_bytes, tx->base.link->bytes);
-    tx->bounce = malloc(tx->window * each + 1);
+    tx->bounce = malloc(tx->slots_at_once * each + 1);
     if (tx->bounce == NULL) {
         return corral_fail(err, CORRAL_NOMEM, "cannot get %u buckets of %" PRIu64 " bytes for the shm lane",
-                           tx->window, each);
+                           tx->slots_at_once, each);
     }
-    tx->base.memory_bytes += tx->window * each;
+    tx->base.memory_bytes += tx->slots_at_once * each;
     return CORRAL_OK;
 }
 
@@ -215,7 +215,9 @@ enum corral_status corral_shm_tx_begin(struct corral_lane *lane, uint64_t push, 
         }
     } while (m.push != push);
     CORRAL_TRY(make_bounce(tx, source, err));
+    bool unstaged = tx->mode == SHM_DIRECT && source->host != NULL;
     pthread_mutex_lock(&tx->lock);
+    tx->window = unstaged ? CORRAL_MAX(tx->slots_at_once, SHM_DIRECT_WINDOW) : tx->slots_at_once;
     tx->source = source;
     tx->push = push;
     tx->sent = tx->claimed = tx->left = tx->reported = 0;

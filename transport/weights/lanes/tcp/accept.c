@@ -87,6 +87,7 @@ static void hear(struct acceptor *a, uint32_t index)
                 a->fd[stream] < 0 && fcntl(s->fd, F_SETFL, 0) == 0; /* 0: blocking, its thread waits in it */
     if (ours) {
         tcp_tune(s->fd);
+        tcp_settle(s->fd);
         a->fd[stream] = s->fd;
         a->connected++;
     } else {

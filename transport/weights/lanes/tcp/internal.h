@@ -18,7 +18,10 @@
 #define TCP_PIECE_IOVECS 256u /* runs of a piece at most */
 #define TCP_SHORT_RUN 1024u   /* links with shorter runs (on average) are packed */
 #define TCP_RING 16u          /* buckets that the receiver has begun, when they need no staging */
-#define TCP_STRANGERS_MAX 16  /* connections that have not said who they are */
+#define TCP_ZERO_SENDS 128u   /* of a stream that the kernel may still read the memory of; a power of two */
+#define TCP_ZERO_COPIED 4u    /* in a row: it does not pay here */
+#define TCP_NEAR_BUFFER (512 << 10) /* of a socket, between two ends of one machine */
+#define TCP_STRANGERS_MAX 16        /* connections that have not said who they are */
 
 /* ---- wire.c: what both ends agree on ---- */
 
@@ -58,6 +61,8 @@ enum corral_status tcp_parse_host(const char *host, struct sockaddr_storage *out
                                   struct corral_error *err);
 /* No delay, keep-alive, and an error when nothing is acknowledged for long. */
 void tcp_tune(int fd);
+/* Of a connection that is there. Between two ends of one machine buffers are kept small, so that what is in them is still in a cache when it is read. */
+void tcp_settle(int fd);
 
 /* ---- accept.c: the receiver's connections ---- */
 
@@ -66,7 +71,7 @@ enum corral_status tcp_listen(const char *host, int *out, struct tcp_offer *offe
 enum corral_status tcp_accept(int listener, const struct corral_link *link, const struct tcp_offer *offer,
                               uint32_t streams, uint64_t timeout_ns, int *fd, struct corral_error *err);
 
-/* ---- tx.c, tx_stream.c: the sender ---- */
+/* ---- tx.c, tx_stream.c, tx_zero.c: the sender ---- */
 
 struct tcp_job { /* a bucket on its way */
     uint32_t bucket, outstanding;
@@ -77,9 +82,25 @@ struct tcp_job { /* a bucket on its way */
 };
 
 struct tcp_tx;
+
+/* A stream that sends from the source's own pages. Its thread's, but for `polling`. The kernel numbers such sends from 0 on each connection and says later, in the connection's error queue, which numbers it has done with. */
+struct tcp_zero {
+    int wake;     /* eventfd: there is work, or an end */
+    bool polling; /* the thread waits for it; guarded by the lane's lock */
+    bool on;      /* sends ask for it; what was sent before is waited for all the same */
+    bool gone, hung_up;
+    uint32_t first, next; /* numbers: all before `first` are done with; of the next send */
+    uint32_t pending, copied;
+    struct {
+        bool pending;
+        uint64_t job;
+    } send[TCP_ZERO_SENDS]; /* number n in send[n % TCP_ZERO_SENDS] */
+};
+
 struct tcp_tx_stream {
     struct tcp_tx *tx;
     int fd;
+    struct tcp_zero zero;
     struct corral_lane_thread thread;
     struct tcp_frame frame;
     struct iovec iov[TCP_PIECE_IOVECS + 1];
@@ -94,7 +115,8 @@ struct tcp_tx {
     struct corral_shard *source;
     uint64_t push, reported;
     bool active, broken;
-    pthread_mutex_t lock; /* guards all below */
+    enum corral_lane_zero_copy zero_copy; /* NEVER also where the kernel cannot */
+    pthread_mutex_t lock;                 /* guards all below */
     pthread_cond_t work;
     struct tcp_job job[CORRAL_LANE_WINDOW_MAX]; /* number n in job[n % window] */
     uint64_t sent, claiming, left;
@@ -104,8 +126,25 @@ struct tcp_tx {
 };
 
 enum corral_status tcp_start_tx(struct tcp_tx *tx, struct corral_error *err);
+/* Waits until the kernel has taken all; 0 or the error number. */
+int tcp_send_all(int fd, struct iovec *iov, uint32_t count, int flags);
+/* Leaves of the iovec what `done` bytes were not enough for. */
+void tcp_sent(struct iovec **iov, uint32_t *count, size_t done);
+/* New work, or the end: with the lock held. */
+void tcp_wake_tx(struct tcp_tx *tx);
+/* One thing that was outstanding of the job is not any more. With the lock held. */
+void tcp_finish(struct tcp_tx *tx, uint64_t number, int failed);
 /* Cuts the connections when something may still be on its way in them, then waits for the threads. */
 void tcp_stop_tx(struct tcp_tx *tx, bool cut);
+
+/* tx_zero.c. On the stream's own thread, or when it has none. */
+enum corral_status tcp_zero_open(struct tcp_tx_stream *s, struct corral_error *err);
+/* Sends it all, from its own pages as long as `on`; 0 or the error number. */
+int tcp_zero_send(struct tcp_tx_stream *s, struct iovec *iov, uint32_t count, uint64_t job);
+/* Waits for work, taking in what the kernel has done with. With the lock held, which is given up meanwhile. */
+void tcp_zero_idle(struct tcp_tx_stream *s);
+/* Of a connection that was cut: makes the kernel let go of all pages. */
+void tcp_zero_abort(struct tcp_tx_stream *s);
 
 enum corral_status corral_tcp_tx_open(struct corral_lane **out, const struct corral_link *link,
                                       const struct corral_lane_options *options,

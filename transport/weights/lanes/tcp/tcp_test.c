@@ -233,6 +233,117 @@ static void offers_no_address_that_nobody_can_reach(void **state)
     close_end(&e);
 }
 
+/* One push over a lane that a sender in this process has; the sender's state once its threads have ended. */
+static void push_once(struct corral_lane *tx, struct end *e, uint64_t push, const uint8_t *weights)
+{
+    struct corral_error err;
+    struct corral_lane_blob place;
+    uint64_t left = 0;
+    struct corral_shard source = corral_shard_host((void *)(uintptr_t)weights, BYTES);
+    check_ok(corral_lane_tcp_ops.rx_begin(e->rx, push, &e->destination, &place, &err));
+    check_ok(corral_lane_tcp_ops.tx_begin(tx, push, &source, &place, &err));
+    for (uint32_t sent = 0, arrived = 0; arrived < e->link->buckets || left < e->link->buckets;) {
+        uint32_t bucket[4], count = 0;
+        enum corral_status status = CORRAL_AGAIN;
+        if (sent < e->link->buckets) {
+            status = corral_lane_tcp_ops.tx_send(tx, sent, &err);
+            assert_true(status == CORRAL_OK || status == CORRAL_AGAIN);
+            sent += status == CORRAL_OK;
+        }
+        check_ok(corral_lane_tcp_ops.rx_progress(e->rx, status == CORRAL_OK ? 0 : LOOK_NS, bucket, 4, &count,
+                                                 &err));
+        arrived += count;
+        check_ok(corral_lane_tcp_ops.tx_progress(tx, 0, &left, &err));
+    }
+    check_ok(corral_lane_tcp_ops.rx_end(e->rx, true, &err));
+    check_ok(corral_lane_tcp_ops.tx_end(tx, true, &err));
+    assert_memory_equal(e->memory + GUARD, weights, BYTES);
+}
+
+static void zero_copy(enum corral_lane_zero_copy how, uint64_t pushes, struct tcp_zero *out)
+{
+    struct end e;
+    struct corral_error err;
+    struct corral_lane_blob answer;
+    struct corral_lane *lane = NULL;
+    struct corral_lane_options sender = options;
+    CORRAL_AUTO_FREE uint8_t *weights = malloc(BYTES);
+    assert_non_null(weights);
+    sender.zero_copy = how;
+    open_end(&e);
+    check_ok(corral_lane_tcp_ops.tx_open(&lane, e.link, &sender, &e.offer, &answer, &err));
+    check_ok(corral_lane_tcp_ops.rx_connect(e.rx, &answer, &err));
+    for (uint64_t push = 1; push <= pushes; push++) {
+        memset(weights, (int)push, BYTES); /* the last push is done with: its memory may change */
+        push_once(lane, &e, push, weights);
+    }
+    struct tcp_tx *tx = (struct tcp_tx *)lane;
+    tcp_stop_tx(tx, false);
+    *out = tx->stream[0].zero;
+    corral_lane_tcp_ops.tx_close(lane);
+    close_end(&e);
+}
+
+static void what_has_left_is_read_no_more_by_the_kernel(void **state)
+{
+    (void)state;
+    struct tcp_zero z;
+    zero_copy(CORRAL_LANE_ZERO_COPY_ALWAYS, 50, &z); /* more sends than are remembered */
+    if (z.next == 0 && z.wake < 0) {
+        skip(); /* a kernel without it */
+    }
+    assert_true(z.next > TCP_ZERO_SENDS);
+    assert_int_equal(z.first, z.next);
+    assert_int_equal(z.pending, 0);
+}
+
+static void a_push_that_is_given_up_leaves_nothing_with_the_kernel(void **state)
+{
+    (void)state;
+    struct end e;
+    struct corral_error err;
+    struct corral_lane_blob answer, place;
+    struct corral_lane *lane = NULL;
+    struct corral_lane_options sender = options;
+    CORRAL_AUTO_FREE uint8_t *weights = calloc(1, BYTES);
+    assert_non_null(weights);
+    sender.zero_copy = CORRAL_LANE_ZERO_COPY_ALWAYS;
+    sender.window = CORRAL_LANE_WINDOW_MAX;
+    open_end(&e);
+    check_ok(corral_lane_tcp_ops.tx_open(&lane, e.link, &sender, &e.offer, &answer, &err));
+    check_ok(corral_lane_tcp_ops.rx_connect(e.rx, &answer, &err));
+    struct corral_shard source = corral_shard_host(weights, BYTES);
+    check_ok(corral_lane_tcp_ops.rx_begin(e.rx, 1, &e.destination, &place, &err));
+    check_ok(corral_lane_tcp_ops.tx_begin(lane, 1, &source, &place, &err));
+    uint64_t left = 0;
+    for (uint32_t silent = 0;
+         silent < 20;) { /* the receiver takes nothing: buffers fill up, then the window */
+        uint64_t before = left;
+        enum corral_status status = corral_lane_tcp_ops.tx_send(lane, 0, &err);
+        assert_true(status == CORRAL_OK || status == CORRAL_AGAIN);
+        check_ok(corral_lane_tcp_ops.tx_progress(lane, status == CORRAL_OK ? 0 : LOOK_NS, &left, &err));
+        silent = status == CORRAL_AGAIN && left == before ? silent + 1 : 0;
+    }
+    struct tcp_tx *tx = (struct tcp_tx *)lane;
+    check_ok(corral_lane_tcp_ops.tx_end(lane, false, &err));
+    assert_int_equal(tx->stream[0].zero.pending, 0);
+    assert_true(tx->zero_copy == CORRAL_LANE_ZERO_COPY_NEVER || tx->stream[0].zero.next > 0);
+    corral_lane_tcp_ops.tx_close(lane);
+    close_end(&e);
+}
+
+static void stops_asking_where_the_kernel_copies_after_all(void **state)
+{
+    (void)state;
+    struct tcp_zero z;
+    zero_copy(CORRAL_LANE_ZERO_COPY_TRY, 50, &z);
+    assert_false(z.on);
+    assert_true(z.next < 50 * (BYTES / CORRAL_BUCKET_BYTES_MIN));
+    assert_int_equal(z.pending, 0);
+    zero_copy(CORRAL_LANE_ZERO_COPY_NEVER, 1, &z);
+    assert_int_equal(z.next, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -242,6 +353,9 @@ int main(void)
         cmocka_unit_test(a_whole_bucket_of_a_stranger_to_the_library_arrives),
         cmocka_unit_test(noise_never_gets_out_of_the_destination),
         cmocka_unit_test(offers_no_address_that_nobody_can_reach),
+        cmocka_unit_test(what_has_left_is_read_no_more_by_the_kernel),
+        cmocka_unit_test(a_push_that_is_given_up_leaves_nothing_with_the_kernel),
+        cmocka_unit_test(stops_asking_where_the_kernel_copies_after_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

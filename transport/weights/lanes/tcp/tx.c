@@ -20,6 +20,7 @@ void corral_tcp_tx_close(struct corral_lane *lane)
     tcp_stop_tx(tx, tx->active || tx->broken);
     for (uint32_t i = 0; i < CORRAL_LANE_STREAMS_MAX; i++) {
         corral_cleanup_close(&tx->stream[i].fd);
+        corral_cleanup_close(&tx->stream[i].zero.wake);
     }
     corral_cleanup_close(&tx->event);
     corral_cleanup_close(&tx->base.fd);
@@ -72,6 +73,7 @@ static enum corral_status call(const struct tcp_offer *offer, const char *local_
     if (fcntl(fd, F_SETFL, 0) != 0) { /* blocking: its thread waits in it */
         return corral_fail_sys(err, errno, "cannot make a socket of the tcp lane wait");
     }
+    tcp_settle(fd);
     *out = fd;
     fd = -1;
     return CORRAL_OK;
@@ -89,7 +91,18 @@ static enum corral_status connect_all(struct tcp_tx *tx, const struct tcp_offer 
         if (send(s->fd, hello, sizeof hello, MSG_NOSIGNAL) != (ssize_t)sizeof hello) {
             return corral_fail_sys(err, errno, "cannot greet the tcp lane's receiver");
         }
-        CORRAL_TRY(corral_lane_watch(&tx->base.fd, s->fd, EPOLLRDHUP, err));
+    }
+    for (uint32_t i = 0; i < tx->streams && tx->zero_copy != CORRAL_LANE_ZERO_COPY_NEVER; i++) {
+        if (setsockopt(tx->stream[i].fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) != 0) {
+            tx->zero_copy = CORRAL_LANE_ZERO_COPY_NEVER; /* an old kernel */
+        }
+    }
+    for (uint32_t i = 0; i < tx->streams; i++) {
+        if (tx->zero_copy == CORRAL_LANE_ZERO_COPY_NEVER) {
+            CORRAL_TRY(corral_lane_watch(&tx->base.fd, tx->stream[i].fd, EPOLLRDHUP, err));
+        } else { /* its thread looks: epoll would also tell of every answer in the error queue */
+            CORRAL_TRY(tcp_zero_open(&tx->stream[i], err));
+        }
     }
     return CORRAL_OK;
 }
@@ -108,11 +121,12 @@ enum corral_status corral_tcp_tx_open(struct corral_lane **out, const struct cor
     tx->base = (struct corral_lane){.ops = &corral_lane_tcp_ops, .link = link, .fd = -1};
     tx->event = -1;
     for (uint32_t i = 0; i < CORRAL_LANE_STREAMS_MAX; i++) {
-        tx->stream[i].fd = -1;
+        tx->stream[i].fd = tx->stream[i].zero.wake = -1;
     }
     pthread_mutex_init(&tx->lock, NULL);
     pthread_cond_init(&tx->work, NULL);
     tx->window = corral_lane_window(options);
+    tx->zero_copy = options->zero_copy;
     tx->run_bytes = corral_lane_run_bytes(link);
     tx->streams = options->streams == 0 ? o.streams : CORRAL_MIN(o.streams, options->streams);
     CORRAL_TRY(corral_lane_event(&tx->event, err));
@@ -192,7 +206,7 @@ static void queue(struct tcp_tx *tx, const struct tcp_job *job)
     pthread_mutex_lock(&tx->lock);
     tx->job[tx->sent % tx->window] = *job;
     tx->sent++;
-    pthread_cond_broadcast(&tx->work);
+    tcp_wake_tx(tx);
     pthread_mutex_unlock(&tx->lock);
 }
 
@@ -232,7 +246,13 @@ static bool receiver_gone(const struct tcp_tx *tx)
     for (uint32_t i = 0; i < tx->streams; i++) {
         p[i] = (struct pollfd){.fd = tx->stream[i].fd, .events = POLLRDHUP};
     }
-    return poll(p, tx->streams, 0) > 0;
+    bool gone = false;
+    if (poll(p, tx->streams, 0) > 0) {
+        for (uint32_t i = 0; i < tx->streams; i++) { /* POLLERR: also an answer to a send from own pages */
+            gone = gone || (p[i].revents & (POLLRDHUP | POLLHUP)) != 0;
+        }
+    }
+    return gone;
 }
 
 enum corral_status corral_tcp_tx_progress(struct corral_lane *lane, uint64_t timeout_ns, uint64_t *left,

@@ -34,33 +34,36 @@ static uint32_t claim(struct tcp_tx *tx, struct tcp_tx_stream *s)
     return n + 1;
 }
 
-static int send_all(int fd, struct iovec *iov, uint32_t count)
+void tcp_sent(struct iovec **iov, uint32_t *count, size_t done)
+{
+    while (*count > 0 && done >= (*iov)->iov_len) {
+        done -= (*iov)->iov_len;
+        (*iov)++;
+        (*count)--;
+    }
+    if (*count > 0) {
+        (*iov)->iov_base = (uint8_t *)(*iov)->iov_base + done;
+        (*iov)->iov_len -= done;
+    }
+}
+
+int tcp_send_all(int fd, struct iovec *iov, uint32_t count, int flags)
 {
     while (count > 0) {
         struct msghdr m = {.msg_iov = iov, .msg_iovlen = count};
-        ssize_t n = sendmsg(fd, &m, MSG_NOSIGNAL);
+        ssize_t n = sendmsg(fd, &m, MSG_NOSIGNAL | flags);
         if (n < 0 && errno == EINTR) {
             continue;
         }
         if (n < 0) {
             return errno;
         }
-        size_t done = (size_t)n;
-        while (count > 0 && done >= iov->iov_len) {
-            done -= iov->iov_len;
-            iov++;
-            count--;
-        }
-        if (count > 0) {
-            iov->iov_base = (uint8_t *)iov->iov_base + done;
-            iov->iov_len -= done;
-        }
+        tcp_sent(&iov, &count, (size_t)n);
     }
     return 0;
 }
 
-/* With the lock held. */
-static void finish(struct tcp_tx *tx, uint64_t number, int failed)
+void tcp_finish(struct tcp_tx *tx, uint64_t number, int failed)
 {
     struct tcp_job *job = &tx->job[number % tx->window];
     job->outstanding--;
@@ -77,6 +80,30 @@ static void finish(struct tcp_tx *tx, uint64_t number, int failed)
     }
 }
 
+static int send_piece(struct tcp_tx_stream *s, uint32_t count)
+{
+    uint8_t head[TCP_FRAME_BYTES];
+    tcp_put_frame(head, &s->frame);
+    s->iov[0] = (struct iovec){.iov_base = head, .iov_len = sizeof head};
+    if (!s->zero.on && s->zero.pending == 0) {
+        return tcp_send_all(s->fd, s->iov, count, 0);
+    }
+    /* The frame is on this stack: copied, and sent together with what follows. */
+    int failed = tcp_send_all(s->fd, s->iov, 1, MSG_MORE);
+    return failed != 0 ? failed : tcp_zero_send(s, s->iov + 1, count - 1, s->frame.number);
+}
+
+void tcp_wake_tx(struct tcp_tx *tx)
+{
+    pthread_cond_broadcast(&tx->work);
+    for (uint32_t i = 0; i < tx->streams; i++) {
+        if (tx->stream[i].zero.polling) {
+            tx->stream[i].zero.polling = false;
+            corral_lane_signal(tx->stream[i].zero.wake);
+        }
+    }
+}
+
 static void *stream(void *arg)
 {
     struct tcp_tx_stream *s = arg;
@@ -84,19 +111,20 @@ static void *stream(void *arg)
     pthread_mutex_lock(&tx->lock);
     for (;;) {
         while (!tx->stop && tx->failed == 0 && tx->claiming == tx->sent) {
-            pthread_cond_wait(&tx->work, &tx->lock);
+            if (tx->zero_copy != CORRAL_LANE_ZERO_COPY_NEVER) {
+                tcp_zero_idle(s);
+            } else {
+                pthread_cond_wait(&tx->work, &tx->lock);
+            }
         }
         if (tx->stop || tx->failed != 0) {
             break;
         }
         uint32_t count = claim(tx, s);
         pthread_mutex_unlock(&tx->lock);
-        uint8_t head[TCP_FRAME_BYTES];
-        tcp_put_frame(head, &s->frame);
-        s->iov[0] = (struct iovec){.iov_base = head, .iov_len = sizeof head};
-        int failed = send_all(s->fd, s->iov, count);
+        int failed = send_piece(s, count);
         pthread_mutex_lock(&tx->lock);
-        finish(tx, s->frame.number, failed);
+        tcp_finish(tx, s->frame.number, failed);
     }
     pthread_mutex_unlock(&tx->lock);
     return NULL;
@@ -115,7 +143,7 @@ void tcp_stop_tx(struct tcp_tx *tx, bool cut)
 {
     pthread_mutex_lock(&tx->lock);
     tx->stop = true;
-    pthread_cond_broadcast(&tx->work);
+    tcp_wake_tx(tx);
     pthread_mutex_unlock(&tx->lock);
     for (uint32_t i = 0; i < CORRAL_LANE_STREAMS_MAX; i++) {
         if (cut && tx->stream[i].fd >= 0) {
@@ -124,5 +152,10 @@ void tcp_stop_tx(struct tcp_tx *tx, bool cut)
     }
     for (uint32_t i = 0; i < CORRAL_LANE_STREAMS_MAX; i++) {
         corral_lane_join(&tx->stream[i].thread);
+    }
+    for (uint32_t i = 0; cut && i < CORRAL_LANE_STREAMS_MAX; i++) {
+        if (tx->stream[i].fd >= 0) {
+            tcp_zero_abort(&tx->stream[i]);
+        }
     }
 }

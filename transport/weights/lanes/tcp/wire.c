@@ -141,9 +141,36 @@ enum corral_status tcp_parse_host(const char *host, struct sockaddr_storage *out
     return CORRAL_OK;
 }
 
+static bool same_machine(int fd)
+{
+    struct sockaddr_storage here, there;
+    socklen_t bytes = sizeof here, bytes_there = sizeof there;
+    memset(&here, 0, sizeof here);
+    memset(&there, 0, sizeof there);
+    if (getsockname(fd, (struct sockaddr *)&here, &bytes) != 0 ||
+        getpeername(fd, (struct sockaddr *)&there, &bytes_there) != 0 || here.ss_family != there.ss_family) {
+        return false;
+    }
+    if (here.ss_family == AF_INET6) {
+        return memcmp(&((struct sockaddr_in6 *)&here)->sin6_addr, &((struct sockaddr_in6 *)&there)->sin6_addr,
+                      sizeof(struct in6_addr)) == 0;
+    }
+    in_addr_t a = ((struct sockaddr_in *)&here)->sin_addr.s_addr,
+              b = ((struct sockaddr_in *)&there)->sin_addr.s_addr;
+    return a == b || ntohl(b) >> 24 == IN_LOOPBACKNET;
+}
+
+void tcp_settle(int fd)
+{
+    if (same_machine(fd)) {
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){TCP_NEAR_BUFFER}, sizeof(int));
+        (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &(int){TCP_NEAR_BUFFER}, sizeof(int));
+    }
+}
+
 void tcp_tune(int fd)
 {
-    /* Buffers are left alone: the kernel grows them to what the path needs, and setting them ends that. */
+    /* Buffers are left alone here: the kernel grows them to what the path needs, and setting them ends that. */
     static const struct {
         int level, option, value;
     } all[] = {
