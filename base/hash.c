@@ -1,6 +1,7 @@
 #include "base/hash.h"
 
 #include <errno.h>
+#define OPENSSL_SUPPRESS_DEPRECATED /* corral_sha256() says why */
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
@@ -58,48 +59,19 @@ void corral_digest_format(struct corral_digest d, char out[CORRAL_DIGEST_TEXT])
 }
 
 /* libcrypto fails here only when it cannot load its own SHA-256 or has no memory. There is no way to report it and
- * carrying on with a wrong hash would forge a proof or a login, so the process stops. */
+ * carrying on with a wrong hash would forge a proof or a login, so the process stops.
+ * Its plain functions, where it still has them: the way to the same code through its providers takes ten times as long as the hash of a step's record when nothing of it is in the caches. */
 void corral_sha256(const void *data, size_t bytes, uint8_t out[32])
 {
-    if (SHA256(data, bytes, out) == NULL) {
+#ifndef OPENSSL_NO_DEPRECATED_3_0
+    SHA256_CTX context;
+    int ok = SHA256_Init(&context) == 1 && SHA256_Update(&context, data, bytes) == 1 &&
+             SHA256_Final(out, &context) == 1;
+#else
+    int ok = SHA256(data, bytes, out) != NULL;
+#endif
+    if (!ok) {
         abort();
-    }
-}
-
-struct corral_sha256_kept {
-    EVP_MD *algorithm;
-    EVP_MD_CTX *context;
-};
-
-void corral_sha256_destroy(struct corral_sha256_kept *kept)
-{
-    if (kept) {
-        EVP_MD_CTX_free(kept->context);
-        EVP_MD_free(kept->algorithm);
-        free(kept);
-    }
-}
-
-struct corral_sha256_kept *corral_sha256_create(void)
-{
-    struct corral_sha256_kept *kept = calloc(1, sizeof *kept);
-    if (kept) {
-        kept->algorithm = EVP_MD_fetch(NULL, "SHA256", NULL);
-        kept->context = EVP_MD_CTX_new();
-        if (!kept->algorithm || !kept->context) {
-            corral_sha256_destroy(kept);
-            return NULL;
-        }
-    }
-    return kept;
-}
-
-void corral_sha256_again(struct corral_sha256_kept *kept, const void *data, size_t bytes, uint8_t out[32])
-{
-    if (EVP_DigestInit_ex2(kept->context, kept->algorithm, NULL) != 1 ||
-        EVP_DigestUpdate(kept->context, data, bytes) != 1 ||
-        EVP_DigestFinal_ex(kept->context, out, NULL) != 1) {
-        abort(); /* as above */
     }
 }
 

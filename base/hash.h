@@ -26,11 +26,6 @@ void corral_digest_format(struct corral_digest d,
                           char out[CORRAL_DIGEST_TEXT]); /* 32 lower-case hex digits, hi first */
 
 void corral_sha256(const void *data, size_t bytes, uint8_t out[32]);
-/* The same for who hashes often: what libcrypto looks up and allocates each time is kept. One thread; create returns NULL without memory, destroy accepts NULL. */
-struct corral_sha256_kept;
-struct corral_sha256_kept *corral_sha256_create(void);
-void corral_sha256_destroy(struct corral_sha256_kept *kept);
-void corral_sha256_again(struct corral_sha256_kept *kept, const void *data, size_t bytes, uint8_t out[32]);
 void corral_hmac_sha256(const void *key, size_t key_bytes, const void *data, size_t bytes, uint8_t out[32]);
 /* Constant-time comparison. */
 int corral_bytes_equal(const void *a, const void *b, size_t bytes);

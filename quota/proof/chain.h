@@ -30,10 +30,14 @@ void corral_chain_close(struct corral_chain *chain); /* syncs */
 /* `body` is one JSON object in one line without newline; the chain adds "n" and the hash. Durable against the death of the process when it returns. */
 enum corral_status corral_chain_append(struct corral_chain *chain, const char *body,
                                        struct corral_error *err);
+/* The same without a copy: where the next record's body may be written, in at most *room bytes; then its length. */
+char *corral_chain_draft(struct corral_chain *chain, size_t *room);
+enum corral_status corral_chain_append_draft(struct corral_chain *chain, size_t bytes,
+                                             struct corral_error *err);
 enum corral_status corral_chain_sync(struct corral_chain *chain, struct corral_error *err);
 /* Take room for at least two more records from the disk, so that a full one is noticed before a step and not after it. Costs a system call only now and then. */
 enum corral_status corral_chain_reserve(struct corral_chain *chain, struct corral_error *err);
-/* Body of the last record that is not "recovered", "" when there is none; until the next append. */
+/* Body of the last record that is not "recovered", "" when there is none; until the next append or draft. */
 const char *corral_chain_last(const struct corral_chain *chain);
 void corral_chain_head(const struct corral_chain *chain, struct corral_chain_head *out);
 

@@ -455,8 +455,60 @@ static void a_chain_that_others_cut_short_or_remove_is_an_error(void **state)
         assert_int_equal(how & 2 ? unlink(path) : truncate(path, 10), 0);
         assert_int_equal(corral_chain_append(c, "{\"type\":\"t\"}", &err), CORRAL_STATE);
         assert_non_null(strstr(err.text, path));
+        assert_int_equal(corral_chain_append(c, "{\"type\":\"t\"}", &err), CORRAL_STATE); /* and stays one */
         corral_chain_close(c);
     }
+}
+
+/* Whatever is done to the file makes the writer look, and only what takes records away is an error. */
+static void a_chain_that_others_touch_goes_on(void **state)
+{
+    (void)state;
+    struct corral_chain_head head;
+    struct corral_chain *c = open_chain();
+    check_ok(corral_chain_reserve(c, &err));
+    for (int i = 0; i < 3 * RECORDS; i++) {
+        append(c, i);
+        assert_int_equal(chmod(path, i % 2 ? 0644 : 0640), 0);
+        if (i % 3 == 0) {
+            char other[128];
+            snprintf(other, sizeof other, "%s.%d", path, i);
+            assert_int_equal(link(path, other), 0);
+            assert_int_equal(unlink(other), 0);
+        }
+    }
+    corral_chain_close(c);
+    check_ok(corral_chain_read(path, NULL, NULL, &head, NULL, &err));
+    assert_int_equal(head.count, 3 * RECORDS);
+}
+
+static void a_draft_is_the_same_record(void **state)
+{
+    (void)state;
+    static const char *const bodies[] = {"{}", "{\"type\":\"t\",\"i\":1}", "{\"a\":2}"};
+    struct corral_chain_head copied, drafted;
+    for (int draft = 0; draft < 2; draft++) {
+        (void)unlink(path);
+        struct corral_chain *c = open_chain();
+        for (int i = 0; i < 4 * (int)CORRAL_COUNT_OF(bodies); i++) {
+            const char *body = bodies[i % (int)CORRAL_COUNT_OF(bodies)];
+            size_t room = 0;
+            if (draft) {
+                char *to = corral_chain_draft(c, &room);
+                assert_true(room > CORRAL_CHAIN_LINE_MAX - 128);
+                memcpy(to, body, strlen(body));
+                check_ok(corral_chain_append_draft(c, strlen(body), &err));
+            } else {
+                check_ok(corral_chain_append(c, body, &err));
+            }
+        }
+        assert_int_equal(corral_chain_append_draft(c, 1, &err), CORRAL_INVALID);
+        corral_chain_head(c, draft ? &drafted : &copied);
+        corral_chain_close(c);
+        check_ok(corral_chain_read(path, NULL, NULL, NULL, NULL, &err));
+    }
+    assert_int_equal(drafted.count, copied.count);
+    assert_string_equal(drafted.hash, copied.hash);
 }
 
 /* Whoever reads meanwhile may meet half of the next record; only without its writer it is torn. */
@@ -635,6 +687,8 @@ int main(void)
         T(records_are_durable_soon_and_an_idle_chain_rests),
         T(grows_past_every_room_and_window),
         T(a_chain_that_others_cut_short_or_remove_is_an_error),
+        T(a_chain_that_others_touch_goes_on),
+        T(a_draft_is_the_same_record),
         T(what_a_living_writer_is_about_to_end_is_not_torn),
         T(refuses_a_second_writer),
         T(refuses_what_is_not_one_object_in_one_line),

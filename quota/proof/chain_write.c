@@ -8,231 +8,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/magic.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
-#include <time.h>
 #include <unistd.h>
 
-#define ROOM_BYTES ((uint64_t)256 << 10) /* taken from the disk ahead of the records */
-#define WINDOW_BYTES ((uint64_t)4 << 20) /* mapped at a time; reaches beyond the file's end */
 #define REWRITE_BYTES \
     ((uint64_t)1 << 20) /* of an existing chain's end: more than is written between two syncs */
-#define WARM_BYTES_MIN ((uint64_t)16 << 10)
-#define PAGE ((uint64_t)4096)
-#define PATH_BYTES 1024
-
-/* What the syncing thread has to do. The writer sets SYNC_WANTED; the rest is the thread's. */
-enum sync_state { SYNC_ASLEEP, SYNC_AWAKE, SYNC_WANTED };
-
-struct corral_chain {
-    char path[PATH_BYTES];
-    int fd;
-    _Atomic uint64_t size; /* bytes of whole records; written by the writer's thread alone */
-    uint64_t room_to;      /* up to where the disk has given room */
-    bool broken;           /* half a line could not be taken back: the next open does it */
-    bool mapped;           /* room is a promise here: records go through the window */
-    bool no_reserve;       /* the file system cannot */
-    bool counts_links;     /* the file system does, so that a file without any has been removed */
-    char *window;          /* of the file, from window_at; NULL: none */
-    uint64_t window_at;
-    struct corral_chain_head head;
-    struct corral_sha256_kept *sha;
-    char *last; /* body of the last record that says where the trainer is, "" when there is none */
-    char line[CORRAL_CHAIN_LINE_MAX]; /* 64 digits, space, body, newline */
-    pthread_t thread;
-    bool thread_runs;
-    pthread_mutex_t mutex; /* guards stop, and the window against the thread's warming of it */
-    pthread_cond_t cond;
-    bool stop;
-    _Atomic enum sync_state state;
-    pthread_mutex_t
-        sync_mutex; /* one fdatasync at a time: the kernel tells of a failure once, to whoever asks first */
-    atomic_int sync_error; /* the first failure; stays */
-};
-
-int (*corral_chain_fdatasync)(int fd) = fdatasync;
-
-/* ---- making it durable ---- */
-
-/* A sync that failed may have lost what it was for, and the next one succeeds without it: nothing may be built on this chain any more. */
-static int sync_now(struct corral_chain *c)
-{
-    pthread_mutex_lock(&c->sync_mutex);
-    int error = corral_chain_fdatasync(c->fd) == 0 ? 0 : errno;
-    int before = atomic_load_explicit(&c->sync_error, memory_order_relaxed); /* only written here */
-    if (error && !before) {
-        atomic_store_explicit(&c->sync_error, error, memory_order_release); /* pairs with check_writable() */
-    }
-    pthread_mutex_unlock(&c->sync_mutex);
-    return before ? before : error;
-}
-
-/* The disk write-protects what it has written. Taking the page faults here, for as much as was written since the last sync, spares them the writer. */
-static void warm(struct corral_chain *c, uint64_t written)
-{
-#ifdef MADV_POPULATE_WRITE
-    uint64_t from = atomic_load_explicit(&c->size, memory_order_relaxed) / PAGE * PAGE;
-    uint64_t bytes = CORRAL_MAX(WARM_BYTES_MIN, written + written / 2) / PAGE * PAGE;
-    if (c->window && from >= c->window_at) {
-        uint64_t to = CORRAL_MIN(from + bytes, CORRAL_MIN(c->room_to, c->window_at + WINDOW_BYTES));
-        if (to > from) {
-            (void)madvise(c->window + (from - c->window_at), to - from, MADV_POPULATE_WRITE);
-        }
-    }
-#else
-    (void)c, (void)written;
-#endif
-}
-
-/* Half of the promised time, or the end. */
-static void pause_thread(struct corral_chain *c)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += CORRAL_CHAIN_SYNC_MS * 1000000L / 2; /* the other half is for the disk */
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
-    while (!c->stop && pthread_cond_timedwait(&c->cond, &c->mutex, &until) == 0) {
-    }
-}
-
-/* It looks twice in the promised time while records come, and sleeps once it has found none: a writer that writes often never wakes it. */
-static void *sync_main(void *arg)
-{
-    struct corral_chain *c = arg;
-    uint64_t synced = atomic_load_explicit(&c->size, memory_order_relaxed);
-    pthread_mutex_lock(&c->mutex);
-    while (!c->stop) {
-        pause_thread(c);
-        /* Pairs with mark_dirty(): what was written before it is in this sync. */
-        enum sync_state found = atomic_exchange_explicit(&c->state, SYNC_AWAKE, memory_order_acq_rel);
-        if (found == SYNC_WANTED) {
-            uint64_t size = atomic_load_explicit(&c->size, memory_order_relaxed);
-            pthread_mutex_unlock(&c->mutex);
-            (void)sync_now(c);
-            pthread_mutex_lock(&c->mutex);
-            warm(c, size - synced);
-            synced = size;
-            continue;
-        }
-        found = SYNC_AWAKE;
-        (void)atomic_compare_exchange_strong_explicit(&c->state, &found, SYNC_ASLEEP, memory_order_acq_rel,
-                                                      memory_order_acquire);
-        while (!c->stop && atomic_load_explicit(&c->state, memory_order_acquire) == SYNC_ASLEEP) {
-            pthread_cond_wait(&c->cond, &c->mutex);
-        }
-    }
-    pthread_mutex_unlock(&c->mutex);
-    return NULL;
-}
-
-static void mark_dirty(struct corral_chain *c)
-{
-    /* Pairs with the thread's exchanges. */
-    if (atomic_exchange_explicit(&c->state, SYNC_WANTED, memory_order_acq_rel) == SYNC_ASLEEP) {
-        pthread_mutex_lock(&c->mutex);
-        pthread_cond_signal(&c->cond);
-        pthread_mutex_unlock(&c->mutex);
-    }
-}
-
-static enum corral_status start_thread(struct corral_chain *c, struct corral_error *err)
-{
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->cond, &attr);
-    pthread_condattr_destroy(&attr);
-    pthread_mutex_init(&c->mutex, NULL);
-    pthread_mutex_init(&c->sync_mutex, NULL);
-    int code = pthread_create(&c->thread, NULL, sync_main, c);
-    c->thread_runs = code == 0;
-    return code == 0 ? CORRAL_OK : corral_fail_sys(err, code, "starting the thread that syncs %s", c->path);
-}
-
-/* ---- room for records ---- */
-
-static void unmap(struct corral_chain *c)
-{
-    if (c->window) {
-        (void)munmap(c->window, WINDOW_BYTES);
-        c->window = NULL;
-    }
-}
-
-/* Cut the file behind its records; nothing may be mapped there then. */
-static int cut(struct corral_chain *c)
-{
-    if (c->thread_runs) {
-        pthread_mutex_lock(&c->mutex);
-    }
-    unmap(c);
-    c->room_to = c->size;
-    if (c->thread_runs) {
-        pthread_mutex_unlock(&c->mutex);
-    }
-    return ftruncate(c->fd, (off_t)c->size);
-}
-
-/* Where blocks that were taken can be written later, whatever else happens to the disk. Where each write goes to new blocks, or over a network, it cannot be told. */
-static bool keeps_room(int fd)
-{
-    struct statfs fs;
-    return fstatfs(fd, &fs) == 0 &&
-           (fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC || fs.f_type == TMPFS_MAGIC) &&
-           sysconf(_SC_PAGESIZE) == (long)PAGE;
-}
-
-/* The window begins with the page of the next record. No window is no failure: records are written, then. */
-static void map_window(struct corral_chain *c)
-{
-    uint64_t at = c->size / PAGE * PAGE;
-    unmap(c);
-    void *window = mmap(NULL, WINDOW_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, (off_t)at);
-    c->mapped = window != MAP_FAILED;
-    c->window = c->mapped ? window : NULL;
-    c->window_at = at;
-}
-
-static bool fits_window(const struct corral_chain *c, uint64_t bytes)
-{
-    return c->window && c->size + bytes <= CORRAL_MIN(c->room_to, c->window_at + WINDOW_BYTES);
-}
-
-enum corral_status corral_chain_reserve(struct corral_chain *c, struct corral_error *err)
-{
-    const uint64_t want = 2 * (uint64_t)CORRAL_CHAIN_LINE_MAX;
-    if (c->no_reserve || (c->mapped ? fits_window(c, want) : c->size + want <= c->room_to)) {
-        return CORRAL_OK;
-    }
-    uint64_t room_to = c->room_to;
-    if (c->size + want > room_to) {
-        if (fallocate(c->fd, c->mapped ? 0 : FALLOC_FL_KEEP_SIZE, (off_t)c->size, (off_t)ROOM_BYTES) != 0) {
-            if (errno != EOPNOTSUPP && errno != ENOSYS) {
-                return corral_fail_sys(err, errno, "making room for proof records in %s", c->path);
-            }
-            c->no_reserve = true;
-            c->mapped = false;
-            return CORRAL_OK;
-        }
-        room_to = c->size + ROOM_BYTES;
-    }
-    pthread_mutex_lock(&c->mutex);
-    c->room_to = room_to;
-    if (c->mapped && !fits_window(c, want)) {
-        map_window(c);
-    }
-    warm(c, 0);
-    pthread_mutex_unlock(&c->mutex);
-    return CORRAL_OK;
-}
 
 /* ---- opening and closing ---- */
 
@@ -277,22 +63,22 @@ static enum corral_status open_file(struct corral_chain *c, struct corral_error 
 }
 
 /* The writer's own note of a torn end has neither generation nor step: it does not hide the record before it. */
-static void remember(struct corral_chain *c, const char *body, size_t bytes)
+static bool says_where(const char *body, size_t start)
 {
     static const char recovered[] = "\"type\":\"recovered\"";
-    const char *type = memchr(body, ',', bytes);
-    if (type && strncmp(type + 1, recovered, sizeof recovered - 1) == 0) {
-        return;
-    }
-    memcpy(c->last, body, bytes);
-    c->last[bytes] = '\0';
+    return strncmp(body + start, recovered, sizeof recovered - 1) != 0;
 }
 
 static enum corral_status keep_last(void *ctx, uint64_t n, const char *body, size_t bytes, const char *hash,
                                     struct corral_error *err)
 {
     (void)n, (void)hash, (void)err;
-    remember(ctx, body, bytes);
+    struct corral_chain *c = ctx;
+    const char *type = memchr(body, ',', bytes);
+    if (!type || says_where(type, 1)) {
+        memcpy(c->found, body, bytes);
+        c->found[bytes] = '\0';
+    }
     return CORRAL_OK;
 }
 
@@ -323,7 +109,8 @@ static enum corral_status rewrite_end(struct corral_chain *c, struct corral_erro
     }
     errno = EIO; /* a file that has become shorter */
     return bytes == 0 || (pread(c->fd, buffer, bytes, (off_t)at) == (ssize_t)bytes &&
-                          pwrite(c->fd, buffer, bytes, (off_t)at) == (ssize_t)bytes && sync_now(c) == 0)
+                          pwrite(c->fd, buffer, bytes, (off_t)at) == (ssize_t)bytes &&
+                          corral_chain_sync_now(c) == 0)
                ? CORRAL_OK
                : corral_fail_sys(err, errno, "writing the end of %s once more", c->path);
 }
@@ -334,7 +121,7 @@ static enum corral_status trim(struct corral_chain *c, uint64_t torn, struct cor
     struct corral_proof_record r = {
         .type = CORRAL_PROOF_RECOVERED, .wall_ns = corral_wall_ns(), .torn_bytes = torn};
     char body[512];
-    if (cut(c) != 0) {
+    if (corral_chain_cut(c) != 0) {
         return corral_fail_sys(err, errno, "cutting off the torn end of %s", c->path);
     }
     CORRAL_TRY(rewrite_end(c, err));
@@ -346,20 +133,36 @@ static enum corral_status trim(struct corral_chain *c, uint64_t torn, struct cor
                : corral_fail(err, CORRAL_INTERNAL, "recovering %s", c->path);
 }
 
+/* Before the first look at it. Without a watch, every record has a look of its own: as where records are written, of which the kernel would tell, too. */
+static void watch(struct corral_chain *c)
+{
+    char name[40];
+    c->watch_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    (void)snprintf(name, sizeof name, "/proc/self/fd/%d", c->fd);
+    if (c->watch_fd >= 0 &&
+        inotify_add_watch(c->watch_fd, name, IN_MODIFY | IN_ATTRIB | IN_DELETE_SELF) < 0) {
+        (void)close(c->watch_fd);
+        c->watch_fd = -1;
+    }
+    atomic_store_explicit(&c->look, true, memory_order_relaxed);
+}
+
 static enum corral_status prepare(struct corral_chain *c, bool may_map, struct corral_error *err)
 {
     uint64_t torn = 0;
-    c->last = calloc(1, CORRAL_CHAIN_LINE_MAX);
-    c->sha = corral_sha256_create();
-    if (!c->last || !c->sha) {
+    c->last = c->found = calloc(1, CORRAL_CHAIN_LINE_MAX);
+    if (!c->found) {
         return corral_fail(err, CORRAL_NOMEM, "opening %s", c->path);
     }
     CORRAL_TRY(open_file(c, err));
     CORRAL_TRY(verify(c, &torn, err));
     struct stat st;
     c->counts_links = fstat(c->fd, &st) == 0 && st.st_nlink > 0;
-    CORRAL_TRY(start_thread(c, err));
-    c->mapped = may_map && keeps_room(c->fd);
+    c->mapped = may_map && corral_chain_keeps_room(c->fd);
+    if (c->mapped) {
+        watch(c);
+    }
+    CORRAL_TRY(corral_chain_start_thread(c, err));
     return trim(c, torn, err);
 }
 
@@ -373,7 +176,7 @@ static enum corral_status open_chain(const char *path, bool may_map, struct corr
     if (!c) {
         return corral_fail(err, CORRAL_NOMEM, "opening %s", path);
     }
-    c->fd = -1;
+    c->fd = c->watch_fd = -1;
     memcpy(c->path, path, strlen(path) + 1);
     enum corral_status status = prepare(c, may_map, err);
     if (status != CORRAL_OK) {
@@ -407,19 +210,21 @@ void corral_chain_close(struct corral_chain *c)
         pthread_mutex_unlock(&c->mutex);
         pthread_join(c->thread, NULL);
         if (!c->broken && c->room_to > c->size) {
-            (void)cut(c); /* what was reserved and not written */
+            (void)corral_chain_cut(c); /* what was reserved and not written */
         }
-        unmap(c);
-        (void)sync_now(c);
+        corral_chain_unmap(c);
+        (void)corral_chain_sync_now(c);
         pthread_cond_destroy(&c->cond);
         pthread_mutex_destroy(&c->mutex);
         pthread_mutex_destroy(&c->sync_mutex);
     }
+    if (c->watch_fd >= 0) {
+        (void)close(c->watch_fd);
+    }
     if (c->fd >= 0) {
         (void)close(c->fd);
     }
-    corral_sha256_destroy(c->sha);
-    free(c->last);
+    free(c->found);
     free(c);
 }
 
@@ -443,13 +248,13 @@ static enum corral_status write_line(struct corral_chain *c, size_t bytes, struc
         return CORRAL_OK;
     }
     int error = n < 0 ? errno : ENOSPC; /* a short write of a small line: no room for the rest */
-    c->broken = n > 0 && cut(c) != 0;
+    c->broken = n > 0 && corral_chain_cut(c) != 0;
     return corral_fail_sys(err, error, "writing a record to %s", c->path);
 }
 
 static enum corral_status add_line(struct corral_chain *c, size_t bytes, struct corral_error *err)
 {
-    if (fits_window(c, bytes)) {
+    if (corral_chain_fits_window(c, bytes)) {
         copy_line(c, bytes);
     } else {
         CORRAL_TRY(write_line(c, bytes, err));
@@ -460,7 +265,8 @@ static enum corral_status add_line(struct corral_chain *c, size_t bytes, struct 
 
 static enum corral_status check_writable(struct corral_chain *c, struct corral_error *err)
 {
-    int error = atomic_load_explicit(&c->sync_error, memory_order_acquire); /* pairs with sync_now() */
+    int error =
+        atomic_load_explicit(&c->sync_error, memory_order_acquire); /* pairs with corral_chain_sync_now() */
     if (error) {
         return corral_fail_sys(err, error, "syncing %s", c->path);
     }
@@ -469,24 +275,43 @@ static enum corral_status check_writable(struct corral_chain *c, struct corral_e
                      : CORRAL_OK;
 }
 
+/* Whether the file may be another than at the last look. The kernel tells of it before truncate() or unlink() return there; to ask whether it has is a third of a look at the file. */
+static bool was_touched(struct corral_chain *c)
+{
+    char events[512];
+    int bytes = 0;
+    if (c->watch_fd < 0 || ioctl(c->watch_fd, FIONREAD, &bytes) != 0) {
+        return true;
+    }
+    while (bytes > 0 && read(c->watch_fd, events, sizeof events) > 0) {
+        atomic_store_explicit(&c->look, true, memory_order_relaxed);
+    }
+    return bytes > 0 || atomic_load_explicit(&c->look, memory_order_relaxed);
+}
+
 /* A copy into a page that the file does not have any more would be the process's end by SIGBUS, and a record in a file without a name nobody's proof. Who cuts the file between
  * this look and the copy still gets that. */
-static enum corral_status check_file(const struct corral_chain *c, struct corral_error *err)
+static enum corral_status check_file(struct corral_chain *c, struct corral_error *err)
 {
     struct stat st;
+    if (!was_touched(c)) {
+        return CORRAL_OK;
+    }
     if (fstat(c->fd, &st) != 0) {
         return corral_fail_sys(err, errno, "looking at %s", c->path);
     }
     if ((uint64_t)st.st_size < (c->window ? c->room_to : c->size)) {
         return corral_fail(err, CORRAL_STATE, "somebody has cut %s short: its proof is broken", c->path);
     }
-    return c->counts_links && st.st_nlink == 0
-               ? corral_fail(err, CORRAL_STATE, "somebody has removed %s while it was written", c->path)
-               : CORRAL_OK;
+    if (c->counts_links && st.st_nlink == 0) {
+        return corral_fail(err, CORRAL_STATE, "somebody has removed %s while it was written", c->path);
+    }
+    atomic_store_explicit(&c->look, false, memory_order_relaxed); /* what was found wrong stays wrong */
+    return CORRAL_OK;
 }
 
 /* "{"n":12," and returns its length. */
-static size_t put_number(char *out, uint64_t n, bool more)
+static size_t put_number(char *out, uint64_t n)
 {
     char digits[20];
     size_t at = sizeof digits, bytes = 5;
@@ -495,49 +320,75 @@ static size_t put_number(char *out, uint64_t n, bool more)
         digits[--at] = (char)('0' + n % 10);
         n /= 10;
     } while (n);
-    memcpy(out + bytes, digits + at, sizeof digits - at);
-    bytes += sizeof digits - at;
+    while (at < sizeof digits) {
+        out[bytes++] = digits[at++];
+    }
     out[bytes] = ',';
-    return bytes + more;
+    return bytes + 1;
 }
 
-enum corral_status corral_chain_append(struct corral_chain *c, const char *body, struct corral_error *err)
+/* The body's own brace lies where the comma behind the number will be. */
+char *corral_chain_draft(struct corral_chain *c, size_t *room)
 {
-    size_t bytes = strlen(body);
-    if (bytes < 2 || body[0] != '{' || body[bytes - 1] != '}' || memchr(body, '\n', bytes)) {
-        return corral_fail(err, CORRAL_INVALID, "a proof record must be one object in one line");
-    }
+    char *json = c->line + HEX + 1;
+    c->number_bytes = put_number(json, c->head.count + 1);
+    char *body = json + c->number_bytes - 1;
+    *room = (size_t)(c->line + sizeof c->line - body) - 1; /* the newline */
+    return body;
+}
+
+static enum corral_status add_record(struct corral_chain *c, size_t bytes, struct corral_error *err)
+{
     CORRAL_TRY(check_writable(c, err));
     char *json = c->line + HEX + 1;
-    size_t start = put_number(json, c->head.count + 1, bytes > 2);
-    size_t json_bytes = start + bytes - 1;
-    if (HEX + 1 + json_bytes + 1 > CORRAL_CHAIN_LINE_MAX) {
-        return corral_fail(err, CORRAL_INVALID, "a proof record of %zu bytes; at most %d fit", bytes,
-                           CORRAL_CHAIN_LINE_MAX - 128);
-    }
-    memcpy(json + start, body + 1, bytes - 1);
+    bool empty = bytes == 2;
+    size_t json_bytes = empty ? c->number_bytes : c->number_bytes - 1 + bytes;
+    json[c->number_bytes - 1] = empty ? '}' : ',';
     memcpy(c->line, c->head.hash, HEX);
     c->line[HEX] = ' ';
     uint8_t digest[32];
     char hash[CORRAL_CHAIN_HASH_HEX];
-    corral_sha256_again(c->sha, c->line, HEX + 1 + json_bytes, digest);
+    corral_sha256(c->line, HEX + 1 + json_bytes, digest);
     corral_hex(digest, sizeof digest, hash);
     memcpy(c->line, hash, HEX);
     json[json_bytes] = '\n';
     CORRAL_TRY(check_file(c, err));
     CORRAL_TRY(add_line(c, HEX + 1 + json_bytes + 1, err));
     json[json_bytes] = '\0';
-    remember(c, json, json_bytes);
+    if (!empty && says_where(json, c->number_bytes)) {
+        c->last = json;
+    }
     memcpy(c->head.hash, hash, sizeof hash);
     c->head.count++;
-    mark_dirty(c);
+    corral_chain_mark_dirty(c);
     return CORRAL_OK;
+}
+
+enum corral_status corral_chain_append_draft(struct corral_chain *c, size_t bytes, struct corral_error *err)
+{
+    return bytes >= 2 ? add_record(c, bytes, err)
+                      : corral_fail(err, CORRAL_INVALID, "a proof record must be an object");
+}
+
+enum corral_status corral_chain_append(struct corral_chain *c, const char *body, struct corral_error *err)
+{
+    size_t bytes = strlen(body), room;
+    if (bytes < 2 || body[0] != '{' || body[bytes - 1] != '}' || memchr(body, '\n', bytes)) {
+        return corral_fail(err, CORRAL_INVALID, "a proof record must be one object in one line");
+    }
+    char *to = corral_chain_draft(c, &room);
+    if (bytes > room) {
+        return corral_fail(err, CORRAL_INVALID, "a proof record of %zu bytes; at most %d fit", bytes,
+                           CORRAL_CHAIN_LINE_MAX - 128);
+    }
+    memcpy(to, body, bytes);
+    return add_record(c, bytes, err);
 }
 
 enum corral_status corral_chain_sync(struct corral_chain *c, struct corral_error *err)
 {
     CORRAL_TRY(check_writable(c, err));
-    int error = sync_now(c);
+    int error = corral_chain_sync_now(c);
     return error == 0 ? CORRAL_OK : corral_fail_sys(err, error, "syncing %s", c->path);
 }
 

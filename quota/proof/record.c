@@ -1,5 +1,6 @@
 #include "quota/proof/record.h"
 #include "base/json.h"
+#include "quota/proof/internal.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 
 static const char *const types[] = {"begin", "step", "limits", "restart", "recovered", "end"};
 static const char *const verdicts[] = {"proven", "unproven", "refused"};
+static const char *const readings[] = {"", "peak", "anonymous", "device"};
 
 const char *corral_proof_type_name(enum corral_proof_type type)
 {
@@ -18,172 +20,9 @@ const char *corral_proof_verdict_name(enum corral_proof_verdict verdict)
     return (size_t)verdict < CORRAL_COUNT_OF(verdicts) ? verdicts[verdict] : "?";
 }
 
-static bool has_limits(enum corral_proof_type type)
+const char *corral_proof_reading_name(enum corral_proof_reading reading)
 {
-    return type != CORRAL_PROOF_RECOVERED && type != CORRAL_PROOF_END;
-}
-
-/* ---- writing: no allocation, as it is done in every step ---- */
-
-struct out {
-    char *at, *end;
-    bool full;
-};
-
-static void put(struct out *o, const char *text, size_t bytes)
-{
-    if (o->full || (size_t)(o->end - o->at) <= bytes) {
-        o->full = true;
-        return;
-    }
-    memcpy(o->at, text, bytes);
-    o->at += bytes;
-}
-
-static void put_key(struct out *o, const char *key)
-{
-    if (!o->full && o->at[-1] != '{') {
-        put(o, ",", 1);
-    }
-    put(o, "\"", 1);
-    put(o, key, strlen(key));
-    put(o, "\":", 2);
-}
-
-static void put_digits(struct out *o, uint64_t value)
-{
-    char digits[20];
-    size_t n = sizeof digits;
-    do {
-        digits[--n] = (char)('0' + value % 10);
-        value /= 10;
-    } while (value);
-    put(o, digits + n, sizeof digits - n);
-}
-
-static void put_u64(struct out *o, const char *key, uint64_t value)
-{
-    if (value > INT64_MAX) { /* no reader would take it */
-        o->full = true;
-        return;
-    }
-    put_key(o, key);
-    put_digits(o, value);
-}
-
-static void put_i64(struct out *o, const char *key, int64_t value)
-{
-    put_key(o, key);
-    if (value < 0) {
-        put(o, "-", 1);
-    }
-    put_digits(o, value < 0 ? -(uint64_t)value : (uint64_t)value);
-}
-
-/* Control characters and what is not ASCII are not needed in names and reasons: they become '?'. */
-static void put_text(struct out *o, const char *key, const char *text)
-{
-    put_key(o, key);
-    put(o, "\"", 1);
-    for (; *text; text++) {
-        char c = *text >= 32 && *text < 127 ? *text : '?';
-        if (c == '"' || c == '\\') {
-            put(o, "\\", 1);
-        }
-        put(o, &c, 1);
-    }
-    put(o, "\"", 1);
-}
-
-static void put_roles(struct out *o, const struct corral_proof_record *r)
-{
-    put_key(o, "roles");
-    put(o, "[", 1);
-    for (uint32_t i = 0; i < r->role_count && i < CORRAL_LEDGER_ROLES_MAX; i++) {
-        const struct corral_proof_role *role = &r->role[i];
-        put(o, i ? ",{" : "{", i ? 2 : 1);
-        put_text(o, "name", role->name);
-        put_u64(o, "floor", role->floor);
-        put_u64(o, "ceiling", role->ceiling);
-        if (r->type == CORRAL_PROOF_STEP) {
-            put_u64(o, "peak", role->peak);
-            put_u64(o, "used", role->used);
-            put_u64(o, "denied", role->denied);
-            put_u64(o, "spilled", role->spilled);
-            put_u64(o, "pinned", role->pinned);
-        }
-        put(o, "}", 1);
-    }
-    put(o, "]", 1);
-}
-
-static void put_limits(struct out *o, const struct corral_proof_record *r)
-{
-    put_text(o, "device", r->device);
-    put_text(o, "role", r->own_role);
-    put_u64(o, "physical", r->physical);
-    put_u64(o, "headroom", r->headroom);
-    put_u64(o, "overcommit_ppm", r->overcommit_ppm);
-    put_roles(o, r);
-}
-
-static void put_step(struct out *o, const struct corral_proof_record *r)
-{
-    put_text(o, "verdict", corral_proof_verdict_name(r->verdict));
-    put_text(o, "why", r->why);
-    put_u64(o, "declared", r->declared);
-    put_u64(o, "own_peak", r->own_peak);
-    put_u64(o, "claim_peak", r->claim_peak);
-    put_u64(o, "slack_min", r->slack_min);
-    put_u64(o, "outside", r->outside);
-    put_u64(o, "physical_read", r->physical_read);
-    put_u64(o, "physical_age_ns", r->physical_age_ns);
-    put_u64(o, "ledger", r->ledger);
-    put_u64(o, "baseline", r->baseline);
-    put_i64(o, "drift", r->drift);
-    put_u64(o, "drift_max", r->drift_max);
-    put_u64(o, "device_used", r->device_used);
-    put_u64(o, "device_foreign", r->device_foreign);
-    put_text(o, "fences", r->fences);
-    put_u64(o, "step_ns", r->step_ns);
-}
-
-size_t corral_proof_write(const struct corral_proof_record *r, char *out, size_t out_bytes)
-{
-    struct out o = {.at = out, .end = out + out_bytes};
-    put(&o, "{", 1);
-    put_text(&o, "type", corral_proof_type_name(r->type));
-    put_u64(&o, "wall_ns", r->wall_ns);
-    if (r->type == CORRAL_PROOF_RECOVERED) {
-        put_u64(&o, "torn_bytes", r->torn_bytes);
-    } else {
-        put_u64(&o, "rank", r->rank);
-        put_u64(&o, "generation", r->generation);
-    }
-    if (r->type == CORRAL_PROOF_BEGIN || r->type == CORRAL_PROOF_RESTART) {
-        char run[20];
-        snprintf(run, sizeof run, "%016" PRIx64, r->run);
-        put_u64(&o, "format", 1);
-        put_text(&o, "run", run);
-        put_u64(&o, "baseline", r->baseline);
-        put_u64(&o, "drift_max", r->drift_max);
-        put_text(&o, "fences", r->fences);
-    }
-    if (r->type != CORRAL_PROOF_RECOVERED && r->type != CORRAL_PROOF_LIMITS) {
-        put_u64(&o, "step", r->step);
-    }
-    if (r->type == CORRAL_PROOF_STEP) {
-        put_step(&o, r);
-    }
-    if (has_limits(r->type)) {
-        put_limits(&o, r);
-    }
-    put(&o, "}", 1);
-    if (o.full) {
-        return 0;
-    }
-    *o.at = '\0';
-    return (size_t)(o.at - out);
+    return (size_t)reading < CORRAL_COUNT_OF(readings) ? readings[reading] : "?";
 }
 
 /* ---- reading ---- */
@@ -300,6 +139,9 @@ static void get_step(struct in *in, struct corral_proof_record *r)
     r->outside = get_u64(in, "outside");
     r->physical_read = get_u64(in, "physical_read");
     r->physical_age_ns = get_u64(in, "physical_age_ns");
+    if (json_object_get(in->object, "reading")) { /* earlier records do not say */
+        r->reading = (enum corral_proof_reading)get_name(in, "reading", readings, CORRAL_COUNT_OF(readings));
+    }
     r->ledger = get_u64(in, "ledger");
     r->baseline = get_u64(in, "baseline");
     r->drift = get_i64(in, "drift");
@@ -349,7 +191,7 @@ static enum corral_status read_object(const json_t *object, struct corral_proof_
     if (r->type == CORRAL_PROOF_STEP) {
         get_step(&in, r);
     }
-    if (has_limits(r->type)) {
+    if (corral_proof_has_limits(r->type)) {
         get_limits(&in, r);
     }
     return in.status;
@@ -498,7 +340,7 @@ static enum corral_status check_drift(const struct corral_proof_record *r, struc
 
 enum corral_status corral_proof_check(const struct corral_proof_record *r, struct corral_error *err)
 {
-    if (!has_limits(r->type)) {
+    if (!corral_proof_has_limits(r->type)) {
         return CORRAL_OK;
     }
     CORRAL_TRY(check_limits(r, err));

@@ -27,6 +27,14 @@ enum corral_proof_verdict {
     CORRAL_PROOF_REFUSED, /* the step would have crossed and was not taken */
 };
 
+/* What `physical_read` is: docs/spec/proof.md. */
+enum corral_proof_reading {
+    CORRAL_PROOF_READING_UNSAID,
+    CORRAL_PROOF_READING_PEAK, /* at most this much has ever been resident of the process, all included */
+    CORRAL_PROOF_READING_ANONYMOUS, /* what was resident and not shared at the end of the step */
+    CORRAL_PROOF_READING_DEVICE,    /* of the driver, by the agent */
+};
+
 struct corral_proof_role {
     char name[CORRAL_LEDGER_NAME_MAX];
     uint64_t floor, ceiling;
@@ -53,8 +61,9 @@ struct corral_proof_record {
     uint64_t ledger;        /* of this process: what its physical reading is compared with */
     uint64_t outside;       /* used by the trainer's role on devices where it was granted nothing: 0 */
     uint64_t slack_min;     /* physical - claim_peak: room that nobody was guaranteed */
-    uint64_t physical_read; /* this process on the device: RSS or NVML; 0 = not read */
+    uint64_t physical_read; /* this process on the device, see `reading`; 0 = not read */
     uint64_t physical_age_ns;
+    enum corral_proof_reading reading;
     uint64_t device_used, device_foreign; /* of the whole device, where it can be read */
     int64_t drift;                        /* physical_read - (ledger + measured overhead) */
     uint64_t drift_max;                   /* allowed */
@@ -73,6 +82,7 @@ enum corral_status corral_proof_parse(const char *body, size_t bytes, struct cor
 /* Recompute invariant 1 from a record's own numbers, with the limits in force (of the last "begin" or "limits" record): CORRAL_INVALID says which inequality fails with both sides. */
 enum corral_status corral_proof_check(const struct corral_proof_record *r, struct corral_error *err);
 
+const char *corral_proof_reading_name(enum corral_proof_reading reading); /* "" when it is not said */
 const char *corral_proof_type_name(enum corral_proof_type type);
 const char *
 corral_proof_verdict_name(enum corral_proof_verdict verdict); /* "proven", "unproven", "refused" */

@@ -69,6 +69,11 @@ static void reads_back_every_type(void **state)
     r.verdict = CORRAL_PROOF_UNPROVEN;
     snprintf(r.why, sizeof r.why, "a \"quoted\\\" reason");
     expect_same(&r);
+    for (int reading = 0; reading <= CORRAL_PROOF_READING_DEVICE;
+         reading++) { /* 0: older records do not say */
+        r.reading = (enum corral_proof_reading)reading;
+        expect_same(&r);
+    }
     struct corral_proof_record begin = {.type = CORRAL_PROOF_BEGIN,
                                         .run = 0x7f3a000000000001,
                                         .rank = 1,
@@ -140,6 +145,7 @@ static void refuses_missing_wrong_and_unknown(void **state)
     } change[] = {
         {"\"verdict\":\"proven\"", "\"verdict\":\"fine\"", "fine"},
         {"\"type\":\"step\"", "\"type\":\"stop\"", "stop"},
+        {"\"ledger\":", "\"reading\":\"guess\",\"ledger\":", "guess"},
         {"\"claim_peak\":", "\"claim_peek\":", "no `claim_peak`"},
         {"\"step\":812", "\"step\":-812", "negative"},
         {"\"step\":812", "\"step\":\"812\"", "wrong type of `step`"},

@@ -1,14 +1,11 @@
 #include "trainer-bridge/step_guard/step_guard.h"
 #include "base/clock.h"
-#include <errno.h>
-#include <fcntl.h>
+#include "trainer-bridge/step_guard/resident.h"
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#define BODY_BYTES (CORRAL_CHAIN_LINE_MAX - 128)
 
 struct corral_step_guard {
     struct corral_step_guard_config config;
@@ -16,30 +13,33 @@ struct corral_step_guard {
     struct corral_ledger_device now; /* the device at one moment: last read before the step, or at its end */
     uint32_t device, role;           /* in the ledger */
     struct corral_chain *chain;
-    int statm_fd;
-    uint64_t page_bytes, baseline;
+    struct corral_resident resident;
+    uint64_t baseline;
     uint64_t last_step, last_peak;
-    struct corral_proof_record limits; /* those in force: of the last record that set them */
-    struct corral_proof_record record; /* the one being made */
-    uint64_t outside;                  /* at the end of the window */
+    uint32_t on_device[CORRAL_LEDGER_ROLES_MAX]; /* the ledger's numbers of the record's roles */
+    struct corral_proof_record limits;           /* those in force: of the last record that set them */
+    struct corral_proof_record record;           /* the one being made */
+    uint64_t outside;                            /* at the end of the window */
     struct corral_ledger_window window;
     bool open, pending, ended; /* pending: closed, but its record could not be written yet */
     uint64_t step, declared, begun_ns;
     uint32_t unproven_marks; /* on the device when the step began */
     bool unproven_process;   /* one was there when the step began or ended, or came and went */
     char fences[256];
-    char body[BODY_BYTES];
     struct corral_step_guard_counts counts;
 };
 
 static enum corral_status append(struct corral_step_guard *g, const struct corral_proof_record *r,
                                  struct corral_error *err)
 {
-    if (corral_proof_write(r, g->body, sizeof g->body) == 0) {
+    size_t room;
+    char *body = corral_chain_draft(g->chain, &room);
+    size_t bytes = corral_proof_write(r, body, room);
+    if (bytes == 0) {
         return corral_fail(err, CORRAL_INTERNAL, "a proof record of step %" PRIu64 " cannot be written down",
                            r->step);
     }
-    return corral_chain_append(g->chain, g->body, err);
+    return corral_chain_append_draft(g->chain, bytes, err);
 }
 
 /* ---- what the ledger says ---- */
@@ -50,7 +50,13 @@ static enum corral_status read_device(struct corral_step_guard *g, struct corral
     return corral_quota_read_device(g->config.quota, g->device, &g->now, err);
 }
 
-static void read_limits(const struct corral_step_guard *g, struct corral_proof_record *r)
+static bool is_on_device(const struct corral_step_guard *g, const struct corral_ledger_device *d,
+                         uint32_t role)
+{
+    return d->role[role].floor != 0 || d->role[role].ceiling != 0 || role == g->role;
+}
+
+static void read_limits(struct corral_step_guard *g, struct corral_proof_record *r)
 {
     const struct corral_ledger_device *d = &g->now;
     r->physical = d->physical;
@@ -58,15 +64,36 @@ static void read_limits(const struct corral_step_guard *g, struct corral_proof_r
     r->overcommit_ppm = d->overcommit_ppm;
     r->role_count = 0;
     for (uint32_t i = 0; i < g->ledger->role_count && i < CORRAL_LEDGER_ROLES_MAX; i++) {
-        if (d->role[i].floor == 0 && d->role[i].ceiling == 0 && i != g->role) {
-            continue; /* not on this device */
+        if (!is_on_device(g, d, i)) {
+            continue;
         }
+        g->on_device[r->role_count] = i;
         struct corral_proof_role *role = &r->role[r->role_count++];
         memset(role, 0, sizeof *role);
         memcpy(role->name, g->ledger->role_name[i], sizeof role->name);
         role->floor = d->role[i].floor;
         role->ceiling = d->role[i].ceiling;
     }
+}
+
+/* Whether to take the lock and look properly: at the end every step does. */
+static bool may_have_changed(const struct corral_step_guard *g)
+{
+    const struct corral_ledger_device *d = &g->ledger->device[g->device];
+    const struct corral_proof_record *now = &g->limits;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < g->ledger->role_count && i < CORRAL_LEDGER_ROLES_MAX; i++) {
+        if (!is_on_device(g, d, i)) {
+            continue;
+        }
+        if (count == now->role_count || d->role[i].floor != now->role[count].floor ||
+            d->role[i].ceiling != now->role[count].ceiling) {
+            return true;
+        }
+        count++;
+    }
+    return count != now->role_count || d->physical != now->physical || d->headroom != now->headroom ||
+           d->overcommit_ppm != now->overcommit_ppm;
 }
 
 static bool same_limits(const struct corral_proof_record *a, const struct corral_proof_record *b)
@@ -81,10 +108,12 @@ static bool same_limits(const struct corral_proof_record *a, const struct corral
 }
 
 /* Everything but the type and what is special to it. */
-static void start_record(const struct corral_step_guard *g, enum corral_proof_type type,
+static void start_record(struct corral_step_guard *g, enum corral_proof_type type,
                          struct corral_proof_record *r)
 {
-    memset(r, 0, sizeof *r);
+    const size_t roles = offsetof(struct corral_proof_record, role), behind = roles + sizeof r->role;
+    memset(r, 0, roles); /* the roles are read_limits()'s */
+    memset((char *)r + behind, 0, sizeof *r - behind);
     r->type = type;
     r->run = g->config.run;
     r->rank = g->config.rank;
@@ -112,18 +141,11 @@ static enum corral_status note_limits(struct corral_step_guard *g, bool *changed
     return CORRAL_OK;
 }
 
-/* Index of a role of the record in the ledger. */
-static uint32_t ledger_role(const struct corral_step_guard *g, const struct corral_proof_role *role)
-{
-    uint32_t i = corral_ledger_find_role(g->ledger, role->name);
-    return i < CORRAL_LEDGER_ROLES_MAX ? i : g->role;
-}
-
 /* At that one moment: while the window is open, the sum of what is read here is at most its claim. */
 static void read_use(const struct corral_step_guard *g, struct corral_proof_record *r)
 {
     for (uint32_t i = 0; i < r->role_count; i++) {
-        const struct corral_ledger_role *role = &g->now.role[ledger_role(g, &r->role[i])];
+        const struct corral_ledger_role *role = &g->now.role[g->on_device[i]];
         r->role[i].peak = r->role[i].used = role->used;
         r->role[i].spilled = role->spilled;
         r->role[i].pinned = role->pinned;
@@ -140,6 +162,13 @@ static uint64_t used_outside(const struct corral_step_guard *g)
     return outside;
 }
 
+/* Nobody has ever been marked on most devices, and then no holder need be looked at. */
+static bool has_unproven(const struct corral_step_guard *g)
+{
+    return g->ledger->device[g->device].unproven_marks != 0 &&
+           corral_quota_has_unproven(g->config.quota, g->device);
+}
+
 static uint64_t charged(const struct corral_step_guard *g)
 {
     const struct corral_ledger_holder *h = &g->ledger->holder[g->config.holder];
@@ -148,31 +177,15 @@ static uint64_t charged(const struct corral_step_guard *g)
 
 /* ---- what is physically there ---- */
 
-/* The next decimal number of `text`; no scanf: this is in every step. */
-static uint64_t take_number(const char **text)
+/* Every step asks the kernel anew, at its end. When even the most that has ever been resident proves the step, nothing else can have been there in its window, and what exactly
+ * was resident at the end is of no consequence; otherwise that is read. */
+static void read_own(struct corral_step_guard *g, struct corral_proof_record *r)
 {
-    uint64_t value = 0;
-    for (; **text == ' '; ++*text) {
-    }
-    for (; **text >= '0' && **text <= '9'; ++*text) {
-        value = value * 10 + (uint64_t)(**text - '0');
-    }
-    return value;
-}
-
-/* Anonymous resident memory: what is resident without what is shared. Shared mappings are made, sized and charged by the agent. */
-static uint64_t resident(const struct corral_step_guard *g)
-{
-    char text[160];
-    const char *at = text;
-    ssize_t n = pread(g->statm_fd, text, sizeof text - 1, 0);
-    if (n <= 0) {
-        return 0;
-    }
-    text[n] = '\0';
-    (void)take_number(&at); /* all that is mapped */
-    uint64_t all = take_number(&at), shared = take_number(&at);
-    return all > shared ? (all - shared) * g->page_bytes : 0;
+    uint64_t most = r->ledger + g->baseline + g->config.drift_max;
+    uint64_t peak = g->resident.peak <= most ? corral_resident_peak(&g->resident) : 0;
+    bool enough = peak != 0 && peak <= most;
+    r->physical_read = enough ? peak : corral_resident_now(&g->resident);
+    r->reading = enough ? CORRAL_PROOF_READING_PEAK : CORRAL_PROOF_READING_ANONYMOUS;
 }
 
 static uint64_t charged_here(const struct corral_step_guard *g)
@@ -185,11 +198,12 @@ static void read_physical(struct corral_step_guard *g, struct corral_proof_recor
 {
     r->ledger = charged_here(g);
     if (g->config.host_device) {
-        r->physical_read = resident(g); /* every step has its own, so that it is of no age */
+        read_own(g, r);
     } else {
         const struct corral_ledger_holder *h = &g->ledger->holder[g->config.holder];
         const struct corral_ledger_device *d = &g->now;
         uint64_t now = corral_now_ns(&corral_clock_monotonic);
+        r->reading = CORRAL_PROOF_READING_DEVICE;
         r->physical_read = h->physical;
         r->physical_age_ns = h->physical_ns && now > h->physical_ns ? now - h->physical_ns : 0;
         r->device_used = d->physical_used;
@@ -278,12 +292,8 @@ static enum corral_status measure_baseline(struct corral_step_guard *g, struct c
     if (!g->config.host_device) {
         return CORRAL_OK;
     }
-    g->page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
-    g->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    if (g->statm_fd < 0) {
-        return corral_fail_sys(err, errno, "opening /proc/self/statm");
-    }
-    uint64_t now = resident(g), known = charged_here(g);
+    CORRAL_TRY(corral_resident_open(&g->resident, err));
+    uint64_t now = corral_resident_now(&g->resident), known = charged_here(g);
     g->baseline = now > known ? now - known : 0;
     return CORRAL_OK;
 }
@@ -296,7 +306,7 @@ enum corral_status corral_step_guard_create(const struct corral_step_guard_confi
         return corral_fail(err, CORRAL_NOMEM, "step guard");
     }
     g->config = *config;
-    g->statm_fd = -1;
+    g->resident.statm_fd = -1;
     g->last_step = config->step;
     g->ledger = corral_quota_ledger(config->quota);
     g->device = g->ledger->holder[config->holder].device;
@@ -357,14 +367,17 @@ enum corral_status corral_step_guard_begin(struct corral_step_guard *g, uint64_t
         return corral_fail(err, CORRAL_STATE, "step %" PRIu64 " cannot follow step %" PRIu64, step,
                            g->last_step);
     }
-    bool changed;
+    const struct corral_ledger_device *live = &g->ledger->device[g->device];
     CORRAL_TRY(corral_chain_reserve(g->chain, err));
-    CORRAL_TRY(read_device(g, err));
-    CORRAL_TRY(note_limits(g, &changed, err));
-    g->unproven_marks = g->now.unproven_marks;
-    g->unproven_process = corral_quota_has_unproven(g->config.quota, g->device);
+    if (may_have_changed(g)) {
+        bool changed;
+        CORRAL_TRY(read_device(g, err));
+        CORRAL_TRY(note_limits(g, &changed, err));
+    }
+    g->unproven_marks = live->unproven_marks;
+    g->unproven_process = has_unproven(g);
     declared = declared ? declared : g->config.declared;
-    declared = declared ? declared : g->now.role[g->role].floor;
+    declared = declared ? declared : live->role[g->role].floor;
     g->step = step;
     g->declared = CORRAL_MAX(declared, charged(g));
     struct corral_error why = {0};
@@ -391,7 +404,7 @@ static enum corral_status make_record(struct corral_step_guard *g, struct corral
     start_record(g, CORRAL_PROOF_STEP, r);
     read_use(g, r);
     for (uint32_t i = 0; i < r->role_count; i++) {
-        uint32_t index = ledger_role(g, &r->role[i]);
+        uint32_t index = g->on_device[i];
         r->role[i].peak = w->peak[index];
         r->role[i].denied = w->denied[index];
     }
@@ -417,8 +430,8 @@ enum corral_status corral_step_guard_end(struct corral_step_guard *g, struct cor
         CORRAL_TRY(read_device(g, err));
         g->outside = used_outside(g);
         CORRAL_TRY(corral_quota_close_step(g->config.quota, g->config.holder, &g->window, err));
-        g->unproven_process |= corral_quota_has_unproven(g->config.quota, g->device) ||
-                               g->ledger->device[g->device].unproven_marks != g->unproven_marks;
+        g->unproven_process |=
+            has_unproven(g) || g->ledger->device[g->device].unproven_marks != g->unproven_marks;
         g->open = false;
         g->pending = true;
     }
@@ -486,8 +499,6 @@ void corral_step_guard_destroy(struct corral_step_guard *g)
     }
     close_window(g);
     corral_chain_close(g->chain);
-    if (g->statm_fd >= 0) {
-        (void)close(g->statm_fd);
-    }
+    corral_resident_close(&g->resident);
     free(g);
 }

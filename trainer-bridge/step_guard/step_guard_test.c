@@ -37,6 +37,8 @@ static void make_node(void)
     free(plan);
 }
 
+static uint64_t drift_max = 64 * MIB;
+
 static int setup(void **state)
 {
     (void)state;
@@ -55,6 +57,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
+    drift_max = 64 * MIB;
     corral_quota_detach(quota);
     corral_quota_detach(agent);
     close(fd);
@@ -73,7 +76,7 @@ static struct corral_step_guard *make_guard(uint64_t step, uint32_t generation)
         .step = step,
         .chain_path = path,
         .fences = "ledger affinity",
-        .drift_max = 64 * MIB,
+        .drift_max = drift_max,
         .host_device = true,
     };
     check_ok(corral_step_guard_create(&config, &g, &err));
@@ -193,6 +196,50 @@ static void memory_beside_the_ledger_makes_a_step_unproven(void **state)
     assert_int_equal(s->doubt_step, 2);
 }
 
+/* The most that was ever resident tells less than what is, but costs less. */
+static void what_is_resident_is_read_only_when_the_peak_does_not_prove_the_step(void **state)
+{
+    (void)state;
+    const uint64_t limit[] = {UINT64_C(1) << 40, 0};
+    const enum corral_proof_reading reading[] = {CORRAL_PROOF_READING_PEAK, CORRAL_PROOF_READING_ANONYMOUS};
+    uint64_t read[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        struct corral_proof_record r;
+        drift_max = limit[i];
+        struct corral_step_guard *g = make_guard(i, 0);
+        check_ok(corral_step_guard_begin(g, i + 1, 0, &err));
+        check_ok(corral_step_guard_end(g, &r, &err));
+        assert_int_equal(r.reading, reading[i]);
+        assert_int_equal(r.physical_age_ns, 0);
+        read[i] = r.physical_read;
+        corral_step_guard_destroy(g);
+    }
+    assert_true(read[1] > 0 && read[0] >= read[1]); /* an upper bound */
+    assert_int_equal(verify()->steps, 2);
+}
+
+/* A peak that is past hides nothing below it: memory that comes back later is found. */
+static void memory_below_an_earlier_peak_is_found(void **state)
+{
+    (void)state;
+    size_t bytes = 96 * MIB;
+    struct corral_step_guard *g = make_guard(0, 1);
+    for (uint64_t step = 1; step <= 4; step++) {
+        struct corral_proof_record r;
+        bool hides = step % 2 == 1;
+        check_ok(corral_step_guard_begin(g, step, 0, &err));
+        char *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_ptr_not_equal(m, MAP_FAILED);
+        memset(m, 1, hides ? bytes : MIB);
+        check_ok(corral_step_guard_end(g, &r, &err));
+        munmap(m, bytes);
+        assert_int_equal(r.verdict, hides ? CORRAL_PROOF_UNPROVEN : CORRAL_PROOF_PROVEN);
+        assert_int_equal(r.reading, CORRAL_PROOF_READING_ANONYMOUS);
+    }
+    corral_step_guard_destroy(g);
+    assert_int_equal(verify()->unproven, 2);
+}
+
 static void a_gpu_without_a_reading_proves_nothing(void **state)
 {
     (void)state;
@@ -207,6 +254,7 @@ static void a_gpu_without_a_reading_proves_nothing(void **state)
     check_ok(corral_step_guard_begin(g, 1, 0, &err));
     check_ok(corral_step_guard_end(g, &r, &err));
     assert_int_equal(r.verdict, CORRAL_PROOF_UNPROVEN);
+    assert_int_equal(r.reading, CORRAL_PROOF_READING_DEVICE);
     assert_non_null(strstr(r.why, "no physical reading"));
     corral_step_guard_destroy(g);
 }
@@ -493,6 +541,8 @@ int main(void)
         T(a_step_that_would_cross_is_refused_and_nothing_else_changes),
         T(an_abandoned_step_leaves_no_record_and_may_be_taken_again),
         T(memory_beside_the_ledger_makes_a_step_unproven),
+        T(what_is_resident_is_read_only_when_the_peak_does_not_prove_the_step),
+        T(memory_below_an_earlier_peak_is_found),
         T(a_gpu_without_a_reading_proves_nothing),
         T(a_live_change_of_limits_is_recorded_before_the_step),
         T(an_unproven_process_on_the_device_makes_steps_unproven),
