@@ -1,5 +1,5 @@
 /* The proof of a run's gradient steps: one append-only file per trainer rank, a chain of lines, each with the SHA-256 of the one before. docs/spec/proof.md is the format; a
- * chain can be checked with nothing but sha256sum. The writer belongs to one process and one thread, with a thread of its own that makes lines durable.
+ * chain can be checked with nothing but sha256sum. The writer belongs to one process and one thread, with a thread of its own that makes lines durable. In a child that is forked every call but close fails, and close ends nothing.
  *
  * An append is one copy into a shared mapping of the file (one pwrite() where room cannot be promised): once it has returned, it survives the death of the process. It costs no fsync; the sync thread calls fdatasync
  * at most CORRAL_CHAIN_SYNC_MS after it (power cut). corral_chain_sync() waits for that: before a checkpoint names the step. A sync that fails, here or there, fails every later call. A line torn by a power cut, or by a

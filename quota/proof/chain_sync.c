@@ -167,6 +167,7 @@ bool corral_chain_fits_window(const struct corral_chain *c, uint64_t bytes)
 enum corral_status corral_chain_reserve(struct corral_chain *c, struct corral_error *err)
 {
     const uint64_t want = 2 * (uint64_t)CORRAL_CHAIN_LINE_MAX;
+    CORRAL_TRY(corral_chain_check_process(c, err));
     if (c->no_reserve || (c->mapped ? corral_chain_fits_window(c, want) : c->size + want <= c->room_to)) {
         return CORRAL_OK;
     }

@@ -11,14 +11,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/inotify.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define REWRITE_BYTES \
     ((uint64_t)1 << 20) /* of an existing chain's end: more than is written between two syncs */
+
+#define TEAR_BYTES_MIN 8 /* zeros in a row */
 
 /* ---- opening and closing ---- */
 
@@ -34,32 +32,35 @@ static enum corral_status lock(const struct corral_chain *c, struct corral_error
                : corral_fail_sys(err, errno, "locking %s", c->path);
 }
 
-/* The name of a new file must survive a power cut as its records do. */
-static enum corral_status sync_folder(const char *path, struct corral_error *err)
+/* The folder stays open: what the file's name means is asked there, wherever the folder is moved to. */
+static enum corral_status open_folder(struct corral_chain *c, struct corral_error *err)
 {
     char folder[PATH_BYTES];
-    const char *slash = strrchr(path, '/');
-    size_t bytes = slash ? (size_t)(slash - path) : 0;
-    memcpy(folder, path, bytes);
+    const char *slash = strrchr(c->path, '/');
+    size_t bytes = slash ? (size_t)(slash - c->path) : 0;
+    memcpy(folder, c->path, bytes);
     folder[bytes] = '\0';
-    const char *name = !slash ? "." : bytes == 0 ? "/" : folder;
-    CORRAL_AUTO_CLOSE int fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd >= 0 && fsync(fd) == 0 ? CORRAL_OK
-                                     : corral_fail_sys(err, errno, "syncing the folder of %s", path);
+    c->name = slash ? slash + 1 : c->path;
+    c->folder_fd = open(!slash ? "." : bytes == 0 ? "/" : folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return c->folder_fd >= 0 ? CORRAL_OK : corral_fail_sys(err, errno, "opening the folder of %s", c->path);
 }
 
+/* The name of a new file must survive a power cut as its records do. */
 static enum corral_status open_file(struct corral_chain *c, struct corral_error *err)
 {
-    c->fd = open(c->path, O_RDWR | O_CLOEXEC);
+    CORRAL_TRY(open_folder(c, err));
+    c->fd = openat(c->folder_fd, c->name, O_RDWR | O_CLOEXEC);
     bool made = c->fd < 0 && errno == ENOENT;
     if (made) {
-        c->fd = open(c->path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+        c->fd = openat(c->folder_fd, c->name, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     }
     if (c->fd < 0) {
         return corral_fail_sys(err, errno, "opening %s", c->path);
     }
     CORRAL_TRY(lock(c, err));
-    return made ? sync_folder(c->path, err) : CORRAL_OK;
+    return !made || fsync(c->folder_fd) == 0
+               ? CORRAL_OK
+               : corral_fail_sys(err, errno, "syncing the folder of %s", c->path);
 }
 
 /* The writer's own note of a torn end has neither generation nor step: it does not hide the record before it. */
@@ -115,6 +116,27 @@ static enum corral_status rewrite_end(struct corral_chain *c, struct corral_erro
                : corral_fail_sys(err, errno, "writing the end of %s once more", c->path);
 }
 
+/* A writer that is killed leaves no newline behind the zeros in its line, and a power cut whole sectors of them. Less than that, in a line that has its end, is damage: all behind it was written, and is not cut off. */
+static enum corral_status check_tear(const struct corral_chain *c, uint64_t torn, struct corral_error *err)
+{
+    char line[CORRAL_CHAIN_LINE_MAX];
+    if (torn == 0) {
+        return CORRAL_OK;
+    }
+    ssize_t bytes = pread(c->fd, line, sizeof line, (off_t)c->size);
+    if (bytes < 0) {
+        return corral_fail_sys(err, errno, "reading %s", c->path);
+    }
+    const char *end = line + bytes, *zero = memchr(line, '\0', (size_t)bytes), *text = zero;
+    while (text && text < end && *text == '\0') {
+        text++;
+    }
+    return zero && text - zero < TEAR_BYTES_MIN && memchr(text, '\n', (size_t)(end - text))
+               ? corral_fail(err, CORRAL_INVALID, "%s: record %" PRIu64 ": a zero byte is in it", c->path,
+                             c->head.count + 1)
+               : CORRAL_OK;
+}
+
 /* Room that the last writer did not use goes, and so does half a record. */
 static enum corral_status trim(struct corral_chain *c, uint64_t torn, struct corral_error *err)
 {
@@ -133,20 +155,6 @@ static enum corral_status trim(struct corral_chain *c, uint64_t torn, struct cor
                : corral_fail(err, CORRAL_INTERNAL, "recovering %s", c->path);
 }
 
-/* Before the first look at it. Without a watch, every record has a look of its own: as where records are written, of which the kernel would tell, too. */
-static void watch(struct corral_chain *c)
-{
-    char name[40];
-    c->watch_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    (void)snprintf(name, sizeof name, "/proc/self/fd/%d", c->fd);
-    if (c->watch_fd >= 0 &&
-        inotify_add_watch(c->watch_fd, name, IN_MODIFY | IN_ATTRIB | IN_DELETE_SELF) < 0) {
-        (void)close(c->watch_fd);
-        c->watch_fd = -1;
-    }
-    atomic_store_explicit(&c->look, true, memory_order_relaxed);
-}
-
 static enum corral_status prepare(struct corral_chain *c, bool may_map, struct corral_error *err)
 {
     uint64_t torn = 0;
@@ -154,14 +162,11 @@ static enum corral_status prepare(struct corral_chain *c, bool may_map, struct c
     if (!c->found) {
         return corral_fail(err, CORRAL_NOMEM, "opening %s", c->path);
     }
-    CORRAL_TRY(open_file(c, err));
+    CORRAL_TRY(corral_chain_open_files(c, open_file, err));
     CORRAL_TRY(verify(c, &torn, err));
-    struct stat st;
-    c->counts_links = fstat(c->fd, &st) == 0 && st.st_nlink > 0;
+    CORRAL_TRY(check_tear(c, torn, err));
     c->mapped = may_map && corral_chain_keeps_room(c->fd);
-    if (c->mapped) {
-        watch(c);
-    }
+    corral_chain_watch(c);
     CORRAL_TRY(corral_chain_start_thread(c, err));
     return trim(c, torn, err);
 }
@@ -176,7 +181,7 @@ static enum corral_status open_chain(const char *path, bool may_map, struct corr
     if (!c) {
         return corral_fail(err, CORRAL_NOMEM, "opening %s", path);
     }
-    c->fd = c->watch_fd = -1;
+    c->fd = c->watch_fd = c->folder_fd = -1;
     memcpy(c->path, path, strlen(path) + 1);
     enum corral_status status = prepare(c, may_map, err);
     if (status != CORRAL_OK) {
@@ -203,7 +208,8 @@ void corral_chain_close(struct corral_chain *c)
     if (!c) {
         return;
     }
-    if (c->thread_runs) {
+    if (c->thread_runs &&
+        !c->foreign) { /* a thread does not come through a fork, and may hold its lock for ever */
         pthread_mutex_lock(&c->mutex);
         c->stop = true;
         pthread_cond_signal(&c->cond);
@@ -218,12 +224,7 @@ void corral_chain_close(struct corral_chain *c)
         pthread_mutex_destroy(&c->mutex);
         pthread_mutex_destroy(&c->sync_mutex);
     }
-    if (c->watch_fd >= 0) {
-        (void)close(c->watch_fd);
-    }
-    if (c->fd >= 0) {
-        (void)close(c->fd);
-    }
+    corral_chain_close_files(c);
     free(c->found);
     free(c);
 }
@@ -265,6 +266,7 @@ static enum corral_status add_line(struct corral_chain *c, size_t bytes, struct 
 
 static enum corral_status check_writable(struct corral_chain *c, struct corral_error *err)
 {
+    CORRAL_TRY(corral_chain_check_process(c, err));
     int error =
         atomic_load_explicit(&c->sync_error, memory_order_acquire); /* pairs with corral_chain_sync_now() */
     if (error) {
@@ -273,41 +275,6 @@ static enum corral_status check_writable(struct corral_chain *c, struct corral_e
     return c->broken ? corral_fail(err, CORRAL_STATE, "%s ends in half a record that could not be taken back",
                                    c->path)
                      : CORRAL_OK;
-}
-
-/* Whether the file may be another than at the last look. The kernel tells of it before truncate() or unlink() return there; to ask whether it has is a third of a look at the file. */
-static bool was_touched(struct corral_chain *c)
-{
-    char events[512];
-    int bytes = 0;
-    if (c->watch_fd < 0 || ioctl(c->watch_fd, FIONREAD, &bytes) != 0) {
-        return true;
-    }
-    while (bytes > 0 && read(c->watch_fd, events, sizeof events) > 0) {
-        atomic_store_explicit(&c->look, true, memory_order_relaxed);
-    }
-    return bytes > 0 || atomic_load_explicit(&c->look, memory_order_relaxed);
-}
-
-/* A copy into a page that the file does not have any more would be the process's end by SIGBUS, and a record in a file without a name nobody's proof. Who cuts the file between
- * this look and the copy still gets that. */
-static enum corral_status check_file(struct corral_chain *c, struct corral_error *err)
-{
-    struct stat st;
-    if (!was_touched(c)) {
-        return CORRAL_OK;
-    }
-    if (fstat(c->fd, &st) != 0) {
-        return corral_fail_sys(err, errno, "looking at %s", c->path);
-    }
-    if ((uint64_t)st.st_size < (c->window ? c->room_to : c->size)) {
-        return corral_fail(err, CORRAL_STATE, "somebody has cut %s short: its proof is broken", c->path);
-    }
-    if (c->counts_links && st.st_nlink == 0) {
-        return corral_fail(err, CORRAL_STATE, "somebody has removed %s while it was written", c->path);
-    }
-    atomic_store_explicit(&c->look, false, memory_order_relaxed); /* what was found wrong stays wrong */
-    return CORRAL_OK;
 }
 
 /* "{"n":12," and returns its length. */
@@ -352,7 +319,7 @@ static enum corral_status add_record(struct corral_chain *c, size_t bytes, struc
     corral_hex(digest, sizeof digest, hash);
     memcpy(c->line, hash, HEX);
     json[json_bytes] = '\n';
-    CORRAL_TRY(check_file(c, err));
+    CORRAL_TRY(corral_chain_check_file(c, err));
     CORRAL_TRY(add_line(c, HEX + 1 + json_bytes + 1, err));
     json[json_bytes] = '\0';
     if (!empty && says_where(json, c->number_bytes)) {

@@ -35,6 +35,7 @@ static inline bool corral_proof_has_limits(enum corral_proof_type type)
 enum sync_state { SYNC_ASLEEP, SYNC_AWAKE, SYNC_WANTED };
 
 struct corral_chain {
+    struct corral_chain *next; /* of those that this process has open */
     char path[PATH_BYTES];
     int fd;
     _Atomic uint64_t size; /* bytes of whole records; written by the writer's thread alone */
@@ -42,7 +43,10 @@ struct corral_chain {
     bool broken;           /* half a line could not be taken back: the next open does it */
     bool mapped;           /* room is a promise here: records go through the window */
     bool no_reserve;       /* the file system cannot */
-    bool counts_links;     /* the file system does, so that a file without any has been removed */
+    bool foreign;          /* this is a child of the process that opened it */
+    bool has_name;         /* the file system tells reliably what the file's name in its folder means */
+    int folder_fd;
+    const char *name; /* in there */
     int watch_fd; /* told by the kernel of whatever is done to the file otherwise than through a mapping; -1: not */
     atomic_bool look; /* something was done to it */
     char *window;     /* of the file, from window_at; NULL: none */
@@ -73,6 +77,26 @@ void corral_chain_unmap(struct corral_chain *c);
 int corral_chain_cut(struct corral_chain *c); /* room that is not used, and half a record */
 bool corral_chain_keeps_room(int fd);
 bool corral_chain_fits_window(const struct corral_chain *c, uint64_t bytes);
+
+/* ---- chain_watch.c ---- */
+void corral_chain_watch(struct corral_chain *c);
+/* Whether a record that is written now is in the file that has the chain's name, behind all others. */
+enum corral_status corral_chain_check_file(struct corral_chain *c, struct corral_error *err);
+
+/* ---- chain_fork.c ---- */
+/* Between these two a fork closes them in the child. */
+enum corral_status corral_chain_open_files(struct corral_chain *c,
+                                           enum corral_status (*open_them)(struct corral_chain *c,
+                                                                           struct corral_error *err),
+                                           struct corral_error *err);
+void corral_chain_close_files(struct corral_chain *c);
+static inline enum corral_status corral_chain_check_process(const struct corral_chain *c,
+                                                            struct corral_error *err)
+{
+    return c->foreign ? corral_fail(err, CORRAL_STATE,
+                                    "%s belongs to the process that opened it, not to its child", c->path)
+                      : CORRAL_OK;
+}
 
 /* How an operating system's fdatasync() is called: tests put a failing disk here. */
 extern int (*corral_chain_fdatasync)(int fd);

@@ -134,6 +134,65 @@ static void the_largest_record_fits_into_a_line(void **state)
     assert_int_equal(corral_proof_parse(text, bytes, &r, &err), CORRAL_OK);
 }
 
+/* What cannot be in a name comes back as '?', whatever else it would be in JSON. */
+static void every_byte_of_a_text_is_written_so_that_it_can_be_read(void **state)
+{
+    (void)state;
+    char text[8192];
+    for (int byte = 1; byte < 256; byte++) {
+        struct corral_proof_record r = good_step(), back;
+        char *const into[] = {r.why, r.fences, r.device, r.own_role, r.role[1].name};
+        const char *const from[] = {back.why, back.fences, back.device, back.own_role, back.role[1].name};
+        for (size_t i = 0; i < CORRAL_COUNT_OF(into); i++) {
+            memcpy(into[i], (char[]){'a', (char)byte, (char)byte, '\0'}, 4);
+        }
+        size_t bytes = corral_proof_write(&r, text, sizeof text);
+        assert_int_equal(corral_proof_parse(text, bytes, &back, &err), CORRAL_OK);
+        char want[] = {'a', byte >= 32 && byte < 127 ? (char)byte : '?', 0, '\0'};
+        want[2] = want[1];
+        for (size_t i = 0; i < CORRAL_COUNT_OF(from); i++) {
+            assert_string_equal(from[i], want);
+        }
+        for (size_t i = 0; i < bytes; i++) {
+            assert_true(text[i] >= 32 && text[i] < 127);
+        }
+    }
+}
+
+/* Each field in turn: all that a reader takes, and nothing more. */
+static void every_number_is_exact_up_to_its_limit(void **state)
+{
+    (void)state;
+    char text[8192];
+    struct corral_proof_record r;
+    uint64_t *const wide[] = {
+        &r.wall_ns,         &r.physical,       &r.headroom,     &r.overcommit_ppm, &r.role[1].floor,
+        &r.role[1].ceiling, &r.role[1].peak,   &r.role[1].used, &r.role[1].denied, &r.role[1].spilled,
+        &r.role[1].pinned,  &r.step,           &r.declared,     &r.claim_peak,     &r.own_peak,
+        &r.ledger,          &r.outside,        &r.slack_min,    &r.physical_read,  &r.physical_age_ns,
+        &r.device_used,     &r.device_foreign, &r.drift_max,    &r.baseline,       &r.step_ns};
+    for (size_t i = 0; i < CORRAL_COUNT_OF(wide); i++) {
+        r = good_step();
+        for (uint64_t value = 1; value < INT64_MAX / 10; value *= 10) {
+            *wide[i] = value - 1;
+            expect_same(&r);
+            *wide[i] = value;
+            expect_same(&r);
+        }
+        *wide[i] = INT64_MAX;
+        expect_same(&r);
+        *wide[i] = (uint64_t)INT64_MAX + 1;
+        assert_int_equal(corral_proof_write(&r, text, sizeof text), 0);
+    }
+    static const int64_t drifts[] = {INT64_MIN, INT64_MIN + 1, -10, -9, -1, 0, 9, 10, INT64_MAX};
+    r = good_step();
+    r.rank = r.generation = UINT32_MAX;
+    for (size_t i = 0; i < CORRAL_COUNT_OF(drifts); i++) {
+        r.drift = drifts[i];
+        expect_same(&r);
+    }
+}
+
 static void refuses_missing_wrong_and_unknown(void **state)
 {
     (void)state;
@@ -237,6 +296,8 @@ int main(void)
         cmocka_unit_test(reads_back_every_type),
         cmocka_unit_test(is_not_written_when_it_does_not_fit),
         cmocka_unit_test(the_largest_record_fits_into_a_line),
+        cmocka_unit_test(every_byte_of_a_text_is_written_so_that_it_can_be_read),
+        cmocka_unit_test(every_number_is_exact_up_to_its_limit),
         cmocka_unit_test(refuses_missing_wrong_and_unknown),
         cmocka_unit_test(accepts_what_holds_the_invariant),
         cmocka_unit_test(finds_each_inequality_that_fails),

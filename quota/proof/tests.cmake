@@ -1,4 +1,4 @@
-foreach(test chain record verify)
+foreach(test chain record tamper verify)
   corral_test(quota_proof_${test}_test SOURCES proof/${test}_test.c DEPS corral_quota)
 endforeach()
 if(CORRAL_BUILD_TESTS)

@@ -127,7 +127,8 @@ static enum corral_status on_restart(struct verifier *v, uint64_t n, struct corr
 static enum corral_status same_limits(const struct verifier *v, struct corral_error *err)
 {
     const struct corral_proof_record *a = &v->limits, *b = &v->r;
-    bool same = a->physical == b->physical && a->headroom == b->headroom && a->role_count == b->role_count &&
+    bool same = a->physical == b->physical && a->headroom == b->headroom &&
+                a->overcommit_ppm == b->overcommit_ppm && a->role_count == b->role_count &&
                 strcmp(a->device, b->device) == 0 && strcmp(a->own_role, b->own_role) == 0;
     for (uint32_t i = 0; same && i < a->role_count; i++) {
         same = strcmp(a->role[i].name, b->role[i].name) == 0 && a->role[i].floor == b->role[i].floor &&

@@ -221,6 +221,16 @@ static void limits_must_be_those_in_force(void **state)
     expect_broken(4, "not those in force");
 }
 
+static void overcommit_is_one_of_the_limits(void **state)
+{
+    (void)state;
+    put(CORRAL_PROOF_BEGIN, 1, 0);
+    struct corral_proof_record r = record(CORRAL_PROOF_STEP, 1, 1);
+    r.overcommit_ppm = 1300000; /* its ceilings are within that */
+    add(&r);
+    expect_broken(2, "not those in force");
+}
+
 static void limits_of_another_place_are_found(void **state)
 {
     (void)state;
@@ -395,6 +405,7 @@ int main(void)
         T(a_repeated_step_is_found),
         T(a_proven_step_that_crossed_is_found),
         T(limits_must_be_those_in_force),
+        T(overcommit_is_one_of_the_limits),
         T(limits_of_another_place_are_found),
         T(the_highest_ceiling_in_force_is_told),
         T(the_order_of_records_is_checked),

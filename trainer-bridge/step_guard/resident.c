@@ -1,10 +1,19 @@
 #include "trainer-bridge/step_guard/resident.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #define PAGE_KINDS 3 /* anonymous, of files, of shared memory: counted apart */
+
+bool corral_resident_has_bound(const char *release)
+{
+    char *end;
+    unsigned long major = strtoul(release, &end, 10), minor = *end == '.' ? strtoul(end + 1, NULL, 10) : 0;
+    return major > 6 || (major == 6 && minor >= 2);
+}
 
 /* On each CPU the kernel counts up to max(32, 2 x CPUs) pages of a kind before it adds them up. */
 enum corral_status corral_resident_open(struct corral_resident *r, struct corral_error *err)
@@ -13,6 +22,8 @@ enum corral_status corral_resident_open(struct corral_resident *r, struct corral
     r->page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     r->uncounted = PAGE_KINDS * cpus * CORRAL_MAX(2 * cpus, UINT64_C(32)) * r->page_bytes;
     r->peak = 0;
+    struct utsname system;
+    r->has_bound = uname(&system) == 0 && corral_resident_has_bound(system.release);
     r->statm_fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     return r->statm_fd >= 0 ? CORRAL_OK : corral_fail_sys(err, errno, "opening /proc/self/statm");
 }
@@ -54,7 +65,8 @@ uint64_t corral_resident_now(const struct corral_resident *r)
 uint64_t corral_resident_peak(struct corral_resident *r)
 {
     struct rusage use;
-    if (getrusage(RUSAGE_THREAD, &use) != 0 || use.ru_maxrss <= 0) { /* this field is the process's */
+    if (!r->has_bound || getrusage(RUSAGE_THREAD, &use) != 0 ||
+        use.ru_maxrss <= 0) { /* this field is the process's */
         return 0;
     }
     r->peak = (uint64_t)use.ru_maxrss * 1024 + r->uncounted;
