@@ -56,10 +56,13 @@ tsan() { # COMMAND [ARG ...]
 }
 
 fuzz_briefly() { # FOLDER
-    local target
+    local target seeds
     for target in "$1"/bin/*fuzz*; do
         echo "== $target"
-        "$target" -runs=50000 -max_total_time=20 -rss_limit_mb=2048 -artifact_prefix="$1/" || return 1
+        # Where a target has seeds, they lie in the folder `corpus` beside its source: transport_fuzz_record has record/corpus.
+        seeds=$(find . -path ./build -prune -o -path "*/${target##*_fuzz_}/corpus" -print)
+        mkdir -p "$1/found/${target##*/}"
+        "$target" -runs=50000 -max_total_time=20 -rss_limit_mb=2048 -artifact_prefix="$1/" "$1/found/${target##*/}" $seeds || return 1
     done
 }
 

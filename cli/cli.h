@@ -32,6 +32,7 @@ int corral_cmd_audit(int argc, char **argv);
 int corral_cmd_logs(int argc, char **argv);
 int corral_cmd_quota(int argc, char **argv);
 int corral_cmd_weights(int argc, char **argv);
+int corral_cmd_traj(int argc, char **argv);
 int corral_cmd_stop(int argc, char **argv);
 int corral_cmd_completion(int argc, char **argv);
 int corral_cmd_agent(int argc, char **argv);

@@ -12,6 +12,7 @@ const struct corral_command corral_commands[] = {
     {"logs", "print what a run's processes logged", corral_cmd_logs, false},
     {"quota", "show or change a running job's memory quotas", corral_cmd_quota, false},
     {"weights", "show where weight versions are, or measure lanes", corral_cmd_weights, false},
+    {"traj", "show, count or export the trajectories that a run has logged", corral_cmd_traj, false},
     {"stop", "end a run in order, with a checkpoint", corral_cmd_stop, false},
     {"resume", "go on with a run that ended or crashed", corral_cmd_resume, false},
     {"devices", "show this machine's devices, or a job's", corral_cmd_devices, false},

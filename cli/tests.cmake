@@ -1,1 +1,6 @@
 corral_test(cli_run_view_test SOURCES run_view_test.c run_view.c DEPS corral_orchestrator corral_base)
+if(CORRAL_BUILD_TESTS)
+  add_executable(cli_traj_fixture traj_fixture.c)
+  target_link_libraries(cli_traj_fixture PRIVATE corral_flags corral_transport)
+  add_test(NAME cli_traj COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/cmd_traj_test.sh $<TARGET_FILE:rlctl> $<TARGET_FILE:cli_traj_fixture>)
+endif()

@@ -5,9 +5,11 @@ include(CMakePackageConfigHelpers)
 # The public interface is compiled into the library; the linker takes what it needs from the modules. cmake/libcorral.map and
 # -fvisibility=hidden keep everything but CORRAL_API functions inside.
 add_library(corral_shared SHARED ${PROJECT_SOURCE_DIR}/base/error.c ${PROJECT_SOURCE_DIR}/rollout/rollout_api.c
+  ${PROJECT_SOURCE_DIR}/rollout/traj_writer_api.c ${PROJECT_SOURCE_DIR}/trainer-bridge/batching/trainer_api.c
   ${PROJECT_SOURCE_DIR}/trainer-bridge/quota_api.c ${PROJECT_SOURCE_DIR}/transport/weights/api/common.c
   ${PROJECT_SOURCE_DIR}/transport/weights/api/layout_api.c ${PROJECT_SOURCE_DIR}/transport/weights/api/publisher_api.c
-  ${PROJECT_SOURCE_DIR}/transport/weights/api/subscriber_api.c)
+  ${PROJECT_SOURCE_DIR}/transport/weights/api/subscriber_api.c
+  ${PROJECT_SOURCE_DIR}/transport/trajectory/record/encode.c ${PROJECT_SOURCE_DIR}/transport/trajectory/record/decode.c)
 target_compile_definitions(corral_shared PRIVATE CORRAL_IN_LIBRARY)
 target_link_libraries(corral_shared PRIVATE corral_flags corral_rollout corral_trainer corral_transport corral_base)
 target_include_directories(corral_shared INTERFACE

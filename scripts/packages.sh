@@ -9,7 +9,7 @@
 packages_build=(
     gcc g++ libc6-dev cmake ninja-build pkg-config
     libzmq3-dev libmsgpack-dev libevent-dev libjansson-dev libsqlite3-dev libxxhash-dev
-    libssl-dev libhwloc-dev libopenblas-dev libtomlplusplus-dev libibverbs-dev
+    libssl-dev libzstd-dev libhwloc-dev libopenblas-dev libtomlplusplus-dev libibverbs-dev
 )
 # shellcheck disable=SC2034
 packages_test=(libcmocka-dev binutils groff-base spin)

@@ -4,12 +4,16 @@
 #include "quota/cuda/canary.h"
 #include "quota/fences/fence.h"
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include <zmq.h>
+
+#define CPUS_PER_IO_THREAD 4
+#define IO_THREADS_MAX 4
 
 #define POLL_MESSAGES_MAX 64
 #define SEND_SLICE_MS 50
@@ -116,10 +120,18 @@ static enum corral_status attach_node(struct corral_session *s, struct corral_er
     return corral_weight_store_attach(s->launch.store_fd, &s->store, err);
 }
 
+/* ZeroMQ deals connections out to its threads: a trainer with many rollout workers gains by several, and a thread without a connection costs nothing. */
+static int io_threads(void)
+{
+    cpu_set_t cpus;
+    int count = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    return CORRAL_MIN(CORRAL_MAX(count / CPUS_PER_IO_THREAD, 1), IO_THREADS_MAX);
+}
+
 static enum corral_status log_in(struct corral_session *s, uint32_t timeout_ms, struct corral_error *err)
 {
     s->zmq = zmq_ctx_new();
-    if (!s->zmq) {
+    if (!s->zmq || zmq_ctx_set(s->zmq, ZMQ_IO_THREADS, io_threads()) != 0) {
         return corral_fail(err, CORRAL_NOMEM, "worker %s: no ZeroMQ context", s->launch.name);
     }
     struct corral_bus_client_config config = {

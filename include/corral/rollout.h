@@ -1,4 +1,4 @@
-/* <corral/rollout.h>: environments from any program, in the manner of OpenRL's make / reset / step. Link with libcorral.so. Plain C11, usable from C++.
+/* <corral/rollout.h>: environments from any program, in the manner of OpenRL's make / reset / step; and, at the end, trajectories to trainers. Link with libcorral.so. Plain C11, usable from C++.
  *
  *     struct corral_error err;
  *     struct corral_envs *envs;
@@ -31,6 +31,7 @@
 #define CORRAL_ROLLOUT_H
 
 #include <corral/status.h>
+#include <corral/trajectory.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -122,6 +123,84 @@ CORRAL_API enum corral_status corral_envs_restore(struct corral_envs *envs, cons
                                                   uint64_t bytes, struct corral_error *err);
 /* NULL is fine. Ends the child process, if there is one. */
 CORRAL_API void corral_envs_close(struct corral_envs *envs);
+
+/* ---- writing trajectories ----
+ *
+ * What was played goes to trainers as records (<corral/trajectory.h>), exactly once into training: the writer keeps each record until the trainer has acknowledged it, sends it again when the trainer comes back,
+ * and the trainer knows what it has had by (worker, epoch, sequence). What is kept and what is on its way is bounded by window_bytes here and by the trainer's buffer there.
+ *
+ *     corral_traj_writer_open(&w, &options, &err);
+ *     corral_traj_writer_write(w, CORRAL_TRAJ_ANY_RANK, &record, 10000, NULL, &err);       // copies the tensors, or, without a copy:
+ *     corral_traj_writer_begin(w, CORRAL_TRAJ_ANY_RANK, &record, 10000, &err);             // tensors with data == NULL
+ *     float *reward = corral_traj_writer_place(w, 2);                                      // are written in place
+ *     corral_traj_writer_commit(w, &sequence, &err);
+ *     corral_traj_writer_wait(w, 60000, &err);                                             // until all is acknowledged
+ *     corral_traj_writer_close(w);
+ *
+ * THREADS. One thread at a time per writer, and no call from a child process after fork(). The library answers trainers inside these calls: a program that has nothing to write calls corral_traj_writer_poll() once a second or oftener.
+ */
+struct corral_traj_writer;
+
+#define CORRAL_TRAJ_ANY_RANK UINT32_MAX
+
+struct corral_traj_writer_options {
+    size_t size;  /* sizeof(struct corral_traj_writer_options) */
+    uint64_t run; /* the run's number and token, as the trainers have them */
+    const char *token;
+    uint32_t worker; /* this writer's index among all writers of the run, from 0, below 1,024 */
+    uint32_t
+        epoch; /* which life of that writer: larger than any before. 0: the seconds since 2020, which is right unless it is started twice in a second or the clock goes back */
+    const char *const
+        *endpoints; /* where trainer rank i receives: "ipc:///path" or "tcp://host:port"; at most 64 */
+    uint32_t endpoint_count;
+    uint32_t io_threads;    /* 0: 1 */
+    const char *server_key; /* CURVE public key (Z85) of the trainers, for tcp; NULL: ipc only */
+    uint64_t window_bytes;  /* most bytes kept unacknowledged; 0: 64 MiB */
+};
+
+struct corral_traj_writer_stats {
+    size_t size; /* set it to sizeof(struct corral_traj_writer_stats) */
+    uint64_t written, acked, resent;
+    uint64_t unacked_bytes;
+    uint64_t blocked,
+        blocked_ns; /* how often and how long begin() and write() found no room, at the trainer or in the window */
+};
+
+/* Does not wait for the trainers: they may start later. Everything in the options is copied. */
+CORRAL_API enum corral_status corral_traj_writer_open(struct corral_traj_writer **out,
+                                                      const struct corral_traj_writer_options *options,
+                                                      struct corral_error *err);
+/* Room for `record`, with its header and the tensors that have data written there. Its identity is the writer's business. rank: the trainer rank that gets it; with CORRAL_TRAJ_ANY_RANK, all members of
+ * a group go to one, the same from every writer of the run (docs/spec/trajectory-stream.md), and other records to each in turn. Waits at most timeout_ms for room: CORRAL_TIMEOUT (CORRAL_AGAIN with 0), and the text says who has none. Of two begins before a commit, the later counts; when it fails, nothing is begun.
+ * CORRAL_INVALID: the record is malformed or larger than the window or the trainer's buffer, or the trainer refuses this writer (the text says why). */
+CORRAL_API enum corral_status corral_traj_writer_begin(struct corral_traj_writer *w, uint32_t rank,
+                                                       const struct corral_traj_record *record,
+                                                       uint32_t timeout_ms, struct corral_error *err);
+/* Where tensor i of the record that was begun lies, aligned to 64 bytes; NULL when there is none. */
+CORRAL_API void *corral_traj_writer_place(struct corral_traj_writer *w, uint32_t i);
+/* It is complete: send it. *sequence (may be NULL): its number among this writer's records to that rank, from 1. CORRAL_STATE: nothing was begun. */
+CORRAL_API enum corral_status corral_traj_writer_commit(struct corral_traj_writer *w, uint64_t *sequence,
+                                                        struct corral_error *err);
+/* begin and commit; every tensor has data. */
+CORRAL_API enum corral_status corral_traj_writer_write(struct corral_traj_writer *w, uint32_t rank,
+                                                       const struct corral_traj_record *record,
+                                                       uint32_t timeout_ms, uint64_t *sequence,
+                                                       struct corral_error *err);
+/* Take in what the trainers say and send what is due, small records that were gathered included; waits at most timeout_ms for something to come. CORRAL_OK also when nothing came.
+ * CORRAL_INVALID: a trainer refuses this writer; told once. */
+CORRAL_API enum corral_status corral_traj_writer_poll(struct corral_traj_writer *w, uint32_t timeout_ms,
+                                                      struct corral_error *err);
+/* Until everything that was committed is acknowledged: trained on, or durable in the trainer's log. CORRAL_TIMEOUT otherwise. */
+CORRAL_API enum corral_status corral_traj_writer_wait(struct corral_traj_writer *w, uint32_t timeout_ms,
+                                                      struct corral_error *err);
+/* Trainer rank `rank` is at another address now. What it has not acknowledged is sent there. (One that comes back at the same address is found without this.) */
+CORRAL_API enum corral_status corral_traj_writer_connect(struct corral_traj_writer *w, uint32_t rank,
+                                                         const char *endpoint, struct corral_error *err);
+CORRAL_API enum corral_status corral_traj_writer_stats(const struct corral_traj_writer *w,
+                                                       struct corral_traj_writer_stats *out,
+                                                       struct corral_error *err);
+/* Drops what is not acknowledged: corral_traj_writer_wait() first. NULL is fine. */
+CORRAL_API void corral_traj_writer_close(struct corral_traj_writer *w);
 
 #ifdef __cplusplus
 }

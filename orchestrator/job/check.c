@@ -371,6 +371,24 @@ static enum corral_status check_weights(const struct corral_job *job, struct cor
     return CORRAL_OK;
 }
 
+/* A log with a limit that is never trimmed would stop the run for good. */
+static enum corral_status check_stream_log(const struct corral_job *job, struct corral_error *err)
+{
+    if (job->stream.durability != CORRAL_STREAM_WAL || job->stream.log_max == 0) {
+        return CORRAL_OK;
+    }
+    if (job->stream.keep == CORRAL_STREAM_KEEP_ALL) {
+        return job_error(
+            job, job_origin(job, "stream", "log_max"), err,
+            "`stream.log_max` limits what `stream.keep` = \"all\" keeps for good; leave one of them out");
+    }
+    if (job->checkpoint.every == 0) {
+        return job_error(job, job_origin(job, "stream", "log_max"), err,
+                         "`stream.log_max` needs `checkpoint.every`: the log is only trimmed at checkpoints");
+    }
+    return CORRAL_OK;
+}
+
 enum corral_status job_check(struct corral_job *job, struct corral_error *err)
 {
     if (job->dir[0] == '\0') {
@@ -385,9 +403,5 @@ enum corral_status job_check(struct corral_job *job, struct corral_error *err)
     CORRAL_TRY(check_observe(job, err));
     CORRAL_TRY(check_weights(job, err));
     CORRAL_TRY(check_weights_form(job, err));
-    if (job->stream.durability == CORRAL_STREAM_WAL) {
-        return job_error(job, job_origin(job, "stream", "durability"), err,
-                         "`stream.durability` = \"wal\" is not supported yet; write \"memory\"");
-    }
-    return CORRAL_OK;
+    return check_stream_log(job, err);
 }

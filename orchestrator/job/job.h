@@ -41,6 +41,8 @@ enum corral_engine_kind {
 };
 enum corral_algorithm_kind { CORRAL_ALGORITHM_PPO, CORRAL_ALGORITHM_VTRACE };
 enum corral_stream_durability { CORRAL_STREAM_MEMORY, CORRAL_STREAM_WAL };
+enum corral_stream_sync { CORRAL_STREAM_SYNC_GROUP, CORRAL_STREAM_SYNC_NEVER };
+enum corral_stream_keep { CORRAL_STREAM_KEEP_CHECKPOINT, CORRAL_STREAM_KEEP_ALL };
 enum corral_weights_transport {
     CORRAL_WEIGHTS_AUTO,
     CORRAL_WEIGHTS_SHM,
@@ -189,6 +191,11 @@ struct corral_job {
     struct {
         uint64_t buffer; /* bytes per trainer */
         enum corral_stream_durability durability;
+        /* with `wal` */
+        enum corral_stream_sync sync;
+        uint64_t log_segment, log_max; /* bytes; log_max 0: no limit but the disk */
+        uint32_t compression;          /* zstd level; 0: off */
+        enum corral_stream_keep keep;
     } stream;
     struct {
         uint32_t every; /* gradient steps per published version */

@@ -23,6 +23,8 @@ static const char *const engines[] = {"builtin", "vllm", "sglang", "llamacpp", N
 static const char *const isolations[] = {"in-process", "process", NULL};
 static const char *const algorithms[] = {"ppo", "vtrace", NULL};
 static const char *const durabilities[] = {"memory", "wal", NULL};
+static const char *const syncs[] = {"group", "never", NULL};
+static const char *const keeps[] = {"checkpoint", "all", NULL};
 static const char *const transports[] = {"auto", "shm", "tcp", "rdma", "nccl", "cuda_ipc", NULL};
 static const char *const casts[] = {"none", "bf16", "f16", "fp8", NULL};
 static const char *const logs[] = {"text", "json", NULL};
@@ -183,7 +185,12 @@ const struct corral_option corral_options[] = {
     {"staleness", "max_versions", CORRAL_OPTION_U32, DEF("1"), RANGE(0, 1e6), JOB(staleness.max_versions), .help = "Weight versions between what acted and what trains, from the oldest step."},
 
     {"stream", "buffer", CORRAL_OPTION_BYTES, DEF("\"8MiB\""), RANGE(4096, 1e12), JOB(stream.buffer), .help = "Trajectories waiting in front of each trainer."},
-    {"stream", "durability", CORRAL_OPTION_ENUM, DEF("\"memory\""), .choices = durabilities, JOB(stream.durability), .help = "Where waiting trajectories live. `wal` is not supported yet."},
+    {"stream", "durability", CORRAL_OPTION_ENUM, DEF("\"memory\""), .choices = durabilities, JOB(stream.durability), .help = "Where waiting trajectories live. `wal`: also in a log on disk, RUN/traj, before they are acknowledged; `resume` then loses none."},
+    {"stream", "sync", CORRAL_OPTION_ENUM, DEF("\"group\""), .choices = syncs, JOB(stream.sync), .help = "wal: what counts as durable. `group`: synced to disk, many at a time; `never`: given to the kernel, which survives kill -9 of everything but not a power cut."},
+    {"stream", "keep", CORRAL_OPTION_ENUM, DEF("\"checkpoint\""), .choices = keeps, JOB(stream.keep), .help = "wal: how long. `checkpoint`: until no kept checkpoint needs it; `all`: for good, to look at with `rlctl traj`."},
+    {"stream", "compression", CORRAL_OPTION_U32, DEF("0"), RANGE(0, 19), JOB(stream.compression), .help = "wal: zstd level; 0 = records as they are."},
+    {"stream", "log_segment", CORRAL_OPTION_BYTES, DEF("\"64MiB\""), RANGE(65536, 6e10), JOB(stream.log_segment), .help = "wal: size of one file of the log. Whole files are deleted."},
+    {"stream", "log_max", CORRAL_OPTION_BYTES, DEF("\"0B\""), RANGE(0, I63_MAX), JOB(stream.log_max), .help = "wal: most that the log of one trainer may take on disk; rollouts wait when it is full. 0 = no limit."},
 
     {"weights", "every", CORRAL_OPTION_U32, DEF("1"), RANGE(1, 1e6), JOB(weights.every), .help = "Gradient steps per published version."},
     {"weights", "transport", CORRAL_OPTION_ENUM, DEF("\"auto\""), .choices = transports, JOB(weights.transport), .help = "The lane between nodes (within one it is shared memory). `auto`: the fastest that both ends have, measured at the start for versions of `weights.measure` and more."},

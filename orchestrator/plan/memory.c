@@ -1,4 +1,5 @@
 #include "orchestrator/plan/memory.h"
+#include "base/text.h"
 #include "rollout/worker/fragment_builder.h"
 #include "trainer-bridge/learners/ppo.h"
 #include "transport/weights/node_receiver.h"
@@ -320,6 +321,41 @@ static void weight_form_items(const struct corral_job *job, uint64_t processes, 
     }
 }
 
+/* What the log of a trainer takes on disk: a gradient step's fragments, from the oldest kept checkpoint to the next that is written, what workers are ahead, twice because whole files
+ * are deleted. */
+static enum corral_status log_disk(const struct corral_job *job, uint64_t fragments, uint64_t fragment,
+                                   struct corral_plan_memory *m, struct corral_error *err)
+{
+    if (job->stream.durability != CORRAL_STREAM_WAL) {
+        return CORRAL_OK;
+    }
+    m->log_step = fragments * fragment;
+    if (job->checkpoint.every == 0 || job->stream.keep == CORRAL_STREAM_KEEP_ALL) {
+        return CORRAL_OK;
+    }
+    uint64_t steps =
+        (job->checkpoint.keep + UINT64_C(1)) * job->checkpoint.every + 1 + job->staleness.max_versions;
+    m->log_kept = 2 * (steps * m->log_step + job->stream.buffer);
+    if (job->stream.log_max != 0 && job->stream.log_max < m->log_kept) {
+        char limit[48], need[48];
+        return corral_fail(err, CORRAL_INVALID,
+                           "stream.log_max of %s: up to %llu gradient steps lie between the oldest of %u "
+                           "kept checkpoints and "
+                           "the next one, and the log of a trainer needs them all; at least %s are needed",
+                           corral_format_bytes_exact(job->stream.log_max, limit, sizeof limit),
+                           (unsigned long long)steps, job->checkpoint.keep,
+                           corral_format_bytes(m->log_kept, need, sizeof need));
+    }
+    return CORRAL_OK;
+}
+
+static uint64_t fragment_bytes(const struct corral_job *job, const struct corral_policy_spec *spec,
+                               uint64_t rows)
+{
+    return rows * job->rollout.fragment * transition_bytes(spec) + job->rollout.fragment * 8 +
+           rows * 4 * spec->obs_dim + CORRAL_FRAGMENT_HEADER_BYTES;
+}
+
 enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const struct corral_job_partition *p,
                                           const struct corral_plan_env *env, struct corral_plan_memory *out,
                                           uint64_t *params, struct corral_error *err)
@@ -347,11 +383,11 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
         item(&m, processes * job->stream.buffer, "trajectory buffer");
         item(&m, processes * 4 * weights, "versions on their way");
         weight_form_items(job, processes, weights, &m);
+        CORRAL_TRY(log_disk(job, share(batch, rows * job->rollout.fragment), fragment_bytes(job, &spec, rows),
+                            &m, err));
     } else if (p->role == CORRAL_ROLE_ROLLOUT) {
         const uint64_t leased = leased_fragments(job, rows);
-        const uint64_t fragment = rows * job->rollout.fragment * transition_bytes(&spec) +
-                                  job->rollout.fragment * 8 + rows * 4 * spec.obs_dim +
-                                  CORRAL_FRAGMENT_HEADER_BYTES;
+        const uint64_t fragment = fragment_bytes(job, &spec, rows);
         CORRAL_TRY(workspace_bytes(&layout, rows, &bytes, err));
         item(&m, processes * 2 * weights, "weights, two versions");
         if (job->weights.cast != CORRAL_WEIGHT_CAST_NONE) {

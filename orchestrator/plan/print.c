@@ -117,6 +117,26 @@ static void print_memory(const struct corral_plan *plan, FILE *to)
     }
 }
 
+static void print_disk(const struct corral_plan *plan, FILE *to)
+{
+    for (uint32_t i = 0; i < plan->job->partition_count; i++) {
+        const struct corral_plan_memory *m = &plan->memory[i];
+        char step[48], kept[48];
+        if (!m->known || m->log_step == 0) {
+            continue;
+        }
+        fprintf(to, "\ntrajectory log of %s, on disk, each trainer\n  %-50s %12s\n",
+                plan->job->partition[i].name, "one gradient step",
+                corral_format_bytes(m->log_step, step, sizeof step));
+        if (m->log_kept > 0) {
+            fprintf(to, "  %-50s %12s\n", "kept at most, trimmed at checkpoints",
+                    corral_format_bytes(m->log_kept, kept, sizeof kept));
+        } else {
+            fprintf(to, "  %-50s %12s\n", "kept", "all steps");
+        }
+    }
+}
+
 static void print_processes(const struct corral_plan *plan, FILE *to)
 {
     fprintf(to, "\n%-20s %-14s %s\n", "PROCESS", "DEVICE", "CPUS");
@@ -145,6 +165,7 @@ enum corral_status corral_plan_print(const struct corral_plan *plan, FILE *to, s
     print_nodes(plan, to);
     print_partitions(plan, to);
     print_memory(plan, to);
+    print_disk(plan, to);
     print_processes(plan, to);
     return ferror(to) != 0 ? corral_fail(err, CORRAL_IO, "cannot write the plan") : CORRAL_OK;
 }
@@ -179,9 +200,11 @@ static json_t *memory_json(const struct corral_plan_memory *m)
         json_array_append_new(
             items, json_pack("{s:s, s:I}", "what", m->item[i].what, "bytes", (json_int_t)m->item[i].bytes));
     }
-    return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I}", "items", items, "need", (json_int_t)m->need,
-                     "kv_bytes", (json_int_t)m->kv_bytes, "kv_bytes_per_token", (json_int_t)m->kv_per_token,
-                     "kv_tokens", (json_int_t)m->kv_tokens, "kv_sequences", (json_int_t)m->kv_sequences);
+    return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "items", items, "log_bytes_per_step",
+                     (json_int_t)m->log_step, "log_bytes_kept", (json_int_t)m->log_kept, "need",
+                     (json_int_t)m->need, "kv_bytes", (json_int_t)m->kv_bytes, "kv_bytes_per_token",
+                     (json_int_t)m->kv_per_token, "kv_tokens", (json_int_t)m->kv_tokens, "kv_sequences",
+                     (json_int_t)m->kv_sequences);
 }
 
 static json_t *partitions_json(const struct corral_plan *plan)

@@ -141,7 +141,9 @@ enum corral_status corral_job_rollout_config(const struct corral_job *job,
     fragment_sizes(job, env, &bytes);
     out->window_bytes = bytes * out->share.per_step * (1 + (uint64_t)out->max_versions);
     bool first_life = epoch == launch->incarnation * CORRAL_EPOCHS_PER_INCARNATION;
-    if (launch->resume[0] && worker->role == CORRAL_ROLE_ROLLOUT && first_life) {
+    /* With a log, the trainer gets again what these environments did since the checkpoint: they must not do it once more. */
+    out->logged = job->stream.durability == CORRAL_STREAM_WAL;
+    if (launch->resume[0] && worker->role == CORRAL_ROLE_ROLLOUT && first_life && !out->logged) {
         char path[sizeof out->snapshot + 64];
         snprintf(path, sizeof path, "%s/env-%u.bin", launch->resume, worker->role_index);
         if (access(path, R_OK) == 0 && strlen(path) < sizeof out->snapshot) {
@@ -180,6 +182,21 @@ static enum corral_status proof_config(const struct corral_job *job, const struc
         out->declared -= CORRAL_MIN(out->declared, job->memory.spill);
     }
     return CORRAL_OK;
+}
+
+static void log_config(const struct corral_job *job, const struct corral_job_worker *worker,
+                       struct corral_trainer_config *out)
+{
+    if (job->stream.durability != CORRAL_STREAM_WAL) {
+        return;
+    }
+    snprintf(out->log.folder, sizeof out->log.folder, "traj/rank-%u", worker->role_index);
+    out->log.sync =
+        job->stream.sync == CORRAL_STREAM_SYNC_GROUP ? CORRAL_WAL_SYNC_GROUP : CORRAL_WAL_SYNC_NEVER;
+    out->log.segment_bytes = job->stream.log_segment;
+    out->log.bytes_max = job->stream.log_max;
+    out->log.zstd_level = (int)job->stream.compression;
+    out->log.keep_all = job->stream.keep == CORRAL_STREAM_KEEP_ALL;
 }
 
 enum corral_status corral_job_trainer_config(const struct corral_job *job,
@@ -231,6 +248,7 @@ enum corral_status corral_job_trainer_config(const struct corral_job *job,
     } else {
         snprintf(out->bind, sizeof out->bind, "ipc://sock/traj-%u-%d", worker->role_index, (int)getpid());
     }
+    log_config(job, worker, out);
     out->weights_every = job->weights.every;
     out->weights_deadline_ms = (uint32_t)(job->weights.deadline_ns / CORRAL_NS_PER_MS);
     corral_weight_lanes(job, out->weights_lanes);

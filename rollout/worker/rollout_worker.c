@@ -180,7 +180,11 @@ static void publish_counters(struct rollout *r, const struct corral_traj_sender_
 static bool lease_open(const struct rollout *r, uint32_t rank)
 {
     uint64_t quota = corral_fragment_quota(&r->config->share, r->session->launch.index, rank);
-    return corral_traj_sender_unacked(r->sender, rank) < quota * (1 + (uint64_t)r->config->max_versions);
+    /* With a log, a trainer that was started again first trains on what earlier lives have left in it. */
+    if (r->config->logged && !corral_traj_sender_welcomed(r->sender, rank)) {
+        return false;
+    }
+    return corral_traj_sender_unfinished(r->sender, rank) < quota * (1 + (uint64_t)r->config->max_versions);
 }
 
 /* The rank whose turn it is: the one with the fewest fragments for its quota, in dealing order among equals. With `open`, only ranks whose lease has room. */
@@ -282,12 +286,12 @@ static enum corral_status wait_for_ack(struct rollout *r, bool of_memory, struct
 static enum corral_status try_send(struct rollout *r, bool patient, struct corral_error *err)
 {
     const struct corral_fragment_share *share = &r->config->share;
-    enum corral_status status = corral_traj_sender_send(r->sender, r->rank, &r->builder.fragment, err);
+    enum corral_status status = corral_traj_sender_send_fragment(r->sender, r->rank, &r->builder.fragment, err);
     for (uint32_t k = 0; k < share->per_step && status == CORRAL_AGAIN && !patient; k++) {
         uint32_t rank = corral_fragment_rank(share, r->session->launch.index, k);
         if (rank != r->rank && lease_open(r, rank)) {
             r->rank = rank;
-            status = corral_traj_sender_send(r->sender, rank, &r->builder.fragment, err);
+            status = corral_traj_sender_send_fragment(r->sender, rank, &r->builder.fragment, err);
         }
     }
     return status;

@@ -23,6 +23,7 @@ struct corral_rollout_config {
     uint32_t fragment_steps;
     struct corral_fragment_share share;
     uint32_t max_versions;
+    bool logged; /* trainers keep a trajectory log: no fragment is begun before they have said what is left in it */
     uint64_t window_bytes;
     char snapshot[1024]; /* environment snapshot to start from, or "" */
 };

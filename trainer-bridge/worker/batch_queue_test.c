@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "trainer-bridge/worker/batch_queue.h"
 #include "transport/trajectory/sender.h"
+#include <corral/trajectory.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +76,7 @@ static uint64_t deadline(void)
 }
 
 /* One fragment through the wire: what the receiver hands out. Its steps were chosen by `first` and `first + 1`; `tag` is its reward. */
-static const struct corral_fragment *deliver(struct world *w, uint32_t worker, uint64_t first, float tag)
+static const struct corral_traj_item *deliver(struct world *w, uint32_t worker, uint64_t first, float tag)
 {
     struct corral_error err = {0};
     float obs[STEPS] = {0}, log_prob[STEPS] = {0}, reward[STEPS] = {tag, tag}, last_obs[1] = {0};
@@ -95,12 +96,12 @@ static const struct corral_fragment *deliver(struct world *w, uint32_t worker, u
                                 .valid = valid,
                                 .version = version,
                                 .last_obs = last_obs};
-    const struct corral_fragment *got = NULL;
+    const struct corral_traj_item *got = NULL;
     bool sent = false;
     for (uint64_t until = deadline(); got == NULL;) {
         assert_true(corral_now_ns(&corral_clock_monotonic) < until);
         if (!sent) {
-            enum corral_status status = corral_traj_sender_send(w->sender[worker], 0, &f, &err);
+            enum corral_status status = corral_traj_sender_send_fragment(w->sender[worker], 0, &f, &err);
             assert_true(status == CORRAL_OK || status == CORRAL_AGAIN);
             sent = status == CORRAL_OK;
         }
@@ -115,7 +116,7 @@ static const struct corral_fragment *deliver(struct world *w, uint32_t worker, u
     return got;
 }
 
-static void add(struct world *w, const struct corral_fragment *f, uint64_t version)
+static void add(struct world *w, const struct corral_traj_item *f, uint64_t version)
 {
     struct corral_error err = {0};
     check_ok(corral_batch_queue_add(w->queue, f, version, &err));
@@ -124,7 +125,7 @@ static void add(struct world *w, const struct corral_fragment *f, uint64_t versi
 static void expect_acked(struct world *w, uint32_t worker, uint64_t count)
 {
     struct corral_error err = {0};
-    const struct corral_fragment *none;
+    const struct corral_traj_item *none;
     struct corral_traj_sender_stats stats = {0};
     for (uint64_t until = deadline(); stats.acked < count;) {
         assert_true(corral_now_ns(&corral_clock_monotonic) < until);
@@ -223,7 +224,7 @@ static void a_rank_waits_for_its_share_only(void **state)
 /* What a trainer does once its cursors are saved. */
 static void settle(struct world *w, uint32_t expected)
 {
-    const struct corral_fragment *const *drops;
+    const struct corral_traj_item *const *drops;
     assert_int_equal(corral_batch_queue_drops(w->queue, &drops), expected);
     corral_batch_queue_finish_drops(w->queue, w->receiver);
     assert_int_equal(corral_batch_queue_drops(w->queue, &drops), 0);
@@ -242,6 +243,33 @@ static void drops_what_comes_too_stale_and_counts_it(void **state)
     add(&w, deliver(&w, 0, 4, 2), 5);
     assert_true(corral_batch_queue_ready(w.queue));
     assert_int_equal(corral_batch_queue_dropped(w.queue), 1);
+    world_close(&w);
+}
+
+static void versions_that_were_numbered_on_keep_their_age(void **state)
+{
+    (void)state;
+    struct world w;
+    struct corral_batch_staleness staleness = {.max = 99};
+    const struct corral_fragment *const *batch = NULL;
+    world_open(&w, (struct corral_fragment_share){.workers = 1, .trainers = 1, .per_step = 1}, 0, 2);
+    corral_batch_queue_rebase(w.queue, 10, 4097);   /* a resume from version 10 … */
+    corral_batch_queue_rebase(w.queue, 4100, 8193); /* … and another from 4100, three versions later */
+    add(&w, deliver(&w, 0, 9, 9), 8193);            /* four before 13, which is what 4100 and 8193 continue */
+    assert_int_equal(corral_batch_queue_dropped(w.queue), 1);
+    settle(&w, 1);
+    add(&w, deliver(&w, 0, 12, 12), 8193); /* of a step that was lost: one before 13 */
+    assert_int_equal(take(&w, 8194, &batch, &staleness), 1);
+    assert_int_equal(staleness.max, 2);
+    corral_batch_queue_finish(w.queue, w.receiver);
+    add(&w, deliver(&w, 0, 4101, 4101), 8194);
+    assert_int_equal(take(&w, 8194, &batch, &staleness), 1);
+    assert_int_equal(staleness.max, 0);
+    corral_batch_queue_finish(w.queue, w.receiver);
+    add(&w, deliver(&w, 0, 8193, 8193), 8195);
+    assert_int_equal(take(&w, 8195, &batch, &staleness), 1);
+    assert_int_equal(staleness.max, 2);
+    corral_batch_queue_finish(w.queue, w.receiver);
     world_close(&w);
 }
 
@@ -294,12 +322,52 @@ static void refuses_a_worker_it_does_not_expect(void **state)
     struct world w;
     struct corral_error err = {0};
     world_open(&w, (struct corral_fragment_share){.workers = 2, .trainers = 2, .per_step = 1}, 0, 1);
-    const struct corral_fragment *other_rank = deliver(&w, 1, 1, 0); /* worker 1's go to rank 1 */
+    const struct corral_traj_item *other_rank = deliver(&w, 1, 1, 0); /* worker 1's go to rank 1 */
     check_status(corral_batch_queue_add(w.queue, other_rank, 1, &err), CORRAL_PROTOCOL);
-    const struct corral_fragment *unknown = deliver(&w, 3, 1, 0);
+    const struct corral_traj_item *unknown = deliver(&w, 3, 1, 0);
     check_status(corral_batch_queue_add(w.queue, unknown, 1, &err), CORRAL_PROTOCOL);
     assert_non_null(strstr(err.text, "worker 3"));
     assert_false(corral_batch_queue_ready(w.queue));
+    world_close(&w);
+}
+
+/* An episode is a fine record, and no fragment. */
+static void drops_a_record_without_a_fragment_and_counts_it(void **state)
+{
+    (void)state;
+    struct world w;
+    struct corral_error err = {0};
+    world_open(&w, (struct corral_fragment_share){.workers = 1, .trainers = 1, .per_step = 1}, 0, 100);
+    add(&w, deliver(&w, 0, 1, 1), 1);
+    const struct corral_traj_item *item = NULL;
+    const float reward = 1;
+    struct corral_traj_tensor tensor = {
+        .name = "reward", .dtype = CORRAL_TRAJ_F32, .dims = 1, .shape = {1}, .data = &reward};
+    struct corral_traj_record record = {
+        .size = sizeof record, .kind = CORRAL_TRAJ_EPISODE, .tensors = &tensor, .tensor_count = 1};
+    uint64_t bytes;
+    void *memory = NULL;
+    check_ok(corral_traj_record_bytes(&record, &bytes, &err));
+    for (uint64_t until = deadline(); !memory;) {
+        assert_true(corral_now_ns(&corral_clock_monotonic) < until);
+        check_ok(corral_traj_sender_poll(w.sender[0], 1, &err));
+        check_status(corral_traj_receiver_next(w.receiver, 0, &item, &err), CORRAL_AGAIN);
+        enum corral_status status = corral_traj_sender_reserve(w.sender[0], 0, bytes, &memory, &err);
+        assert_true(status == CORRAL_OK || status == CORRAL_AGAIN);
+    }
+    check_ok(corral_traj_record_encode(&record, memory, bytes, &err));
+    check_ok(corral_traj_sender_commit(w.sender[0], 0, NULL, &err));
+    check_ok(corral_traj_sender_flush(w.sender[0], &err));
+    check_ok(corral_traj_receiver_next(w.receiver, 10000, &item, &err));
+    add(&w, item, 1);
+    assert_int_equal(corral_batch_queue_malformed(w.queue), 1);
+    assert_int_equal(corral_batch_queue_dropped(w.queue), 0);
+    const struct corral_fragment *const *batch = NULL;
+    struct corral_batch_staleness staleness;
+    assert_int_equal(take(&w, 1, &batch, &staleness), 1);
+    settle(&w, 1); /* before the one in front of it is finished */
+    corral_batch_queue_finish(w.queue, w.receiver);
+    expect_acked(&w, 0, 2);
     world_close(&w);
 }
 
@@ -329,9 +397,11 @@ int main(void)
         cmocka_unit_test(takes_its_quota_and_keeps_the_rest_for_later_steps),
         cmocka_unit_test(a_rank_waits_for_its_share_only),
         cmocka_unit_test(drops_what_comes_too_stale_and_counts_it),
+        cmocka_unit_test(versions_that_were_numbered_on_keep_their_age),
         cmocka_unit_test(drops_what_became_too_stale_while_it_waited),
         cmocka_unit_test(a_stale_head_with_a_fresh_one_behind_it_costs_no_step),
         cmocka_unit_test(refuses_a_worker_it_does_not_expect),
+        cmocka_unit_test(drops_a_record_without_a_fragment_and_counts_it),
         cmocka_unit_test(a_step_may_take_hundreds_of_fragments_of_one_worker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,1 +1,1 @@
-set(CORRAL_TRAINER_WORKER_SOURCES worker/batch_queue.c worker/lane_charge.c worker/trainer_state.c worker/trainer_checkpoint.c worker/trainer_publish.c worker/trainer_group.c worker/trainer_proof.c worker/trainer_step.c worker/trainer_worker.c)
+set(CORRAL_TRAINER_WORKER_SOURCES worker/batch_queue.c worker/lane_charge.c worker/trainer_state.c worker/trainer_checkpoint.c worker/trainer_publish.c worker/trainer_group.c worker/trainer_log.c worker/trainer_proof.c worker/trainer_step.c worker/trainer_worker.c)

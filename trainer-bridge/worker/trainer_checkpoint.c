@@ -43,6 +43,7 @@ enum corral_status corral_trainer_checkpoint(struct corral_trainer *t, struct co
     snprintf(folder, sizeof folder, "checkpoints/.step-%09" PRIu64 "-%u.tmp", t->state.counters.step,
              t->checkpoints++);
     struct corral_error failure = {0};
+    t->state.log_low = t->log ? corral_stream_log_low(t->log) : 0;
     /* The coordinator notes the head durably: the chain must be as durable first. */
     enum corral_status status = corral_step_guard_sync(t->guard, &failure);
     if (status == CORRAL_OK) {
@@ -54,6 +55,7 @@ enum corral_status corral_trainer_checkpoint(struct corral_trainer *t, struct co
     if (status == CORRAL_OK && t->rank == 0) {
         status = write_policy(t, folder, &failure);
     }
+    corral_trainer_log_trim(t);
     struct corral_chain_head head;
     corral_step_guard_head(t->guard, &head);
     corral_mpack_map(t->out, 10);
@@ -81,6 +83,8 @@ enum corral_status corral_trainer_restore_checkpoint(struct corral_trainer *t, s
     if (status != CORRAL_OK) {
         return corral_error_prefix(err, status, "%s", path);
     }
-    t->state.cursor_count = 0; /* every rollout worker starts a new epoch */
+    if (!t->log) {
+        t->state.cursor_count = 0; /* every rollout worker starts a new epoch */
+    }
     return CORRAL_OK;
 }

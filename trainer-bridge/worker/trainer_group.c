@@ -82,6 +82,7 @@ enum corral_status corral_trainer_restore_state(struct corral_trainer *t, struct
         corral_log_info("checkpoint restored", LOG_STR("folder", t->config->resume),
                         LOG_U64("step", t->state.counters.step));
     }
+    CORRAL_TRY(corral_trainer_log_check(t, err));
     return corral_traj_receiver_restore(t->receiver, t->state.cursor, t->state.cursor_count, err);
 }
 
@@ -108,7 +109,7 @@ static enum corral_status say_where_we_stand(struct corral_trainer *t, struct co
  * or come from a checkpoint, need a number above every one that was seen. */
 enum corral_status corral_trainer_publish_where_we_stand(struct corral_trainer *t, struct corral_error *err)
 {
-    uint64_t took_ns;
+    uint64_t took_ns, before = t->state.counters.version;
     if (t->rank == 0 && (t->state.counters.version == 0 || t->state.counters.version < t->version_floor)) {
         bool granted;
         CORRAL_TRY(corral_trainer_next_version(t, &granted, err));
@@ -119,6 +120,7 @@ enum corral_status corral_trainer_publish_where_we_stand(struct corral_trainer *
     /* Rank 0 knows which versions are out; all ranks count on from the same number. */
     uint64_t agreed[2] = {t->state.counters.version, t->state.counters.pushes};
     CORRAL_TRY(t->collective->ops->broadcast(t->collective, agreed, sizeof agreed, err));
+    corral_trainer_log_rebase(t, before, agreed[0]);
     t->state.counters.version = agreed[0];
     t->state.counters.pushes = agreed[1];
     corral_trainer_save_state(t);

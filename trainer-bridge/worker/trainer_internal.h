@@ -7,6 +7,7 @@
 #include "trainer-bridge/worker/lane_charge.h"
 #include "trainer-bridge/worker/trainer_state.h"
 #include "trainer-bridge/worker/trainer_worker.h"
+#include "transport/trajectory/wal/stream_log.h"
 #include "transport/weights/publisher.h"
 #include "worker/state_vault.h"
 
@@ -18,6 +19,7 @@ struct corral_trainer {
     struct corral_collective_listener *listener; /* rank 0 with ranks on several nodes */
     struct corral_ppo *ppo;
     struct corral_state_vault *vault;
+    struct corral_stream_log *log; /* NULL: records live in memory alone */
     struct corral_traj_receiver *receiver;
     struct corral_batch_queue *queue;
     struct corral_manifest *manifest;
@@ -64,6 +66,16 @@ enum corral_status corral_trainer_restore_state(struct corral_trainer *t, struct
 enum corral_status corral_trainer_publish_where_we_stand(struct corral_trainer *t, struct corral_error *err);
 /* The state as it is now, into the vault. Between steps only. */
 void corral_trainer_save_state(struct corral_trainer *t);
+
+/* trainer_log.c: the trajectory log of this rank. */
+enum corral_status corral_trainer_log_open(struct corral_trainer *t, struct corral_error *err);
+void corral_trainer_log_close(struct corral_trainer *t); /* after the receiver */
+/* A checkpoint was restored, or none: does the log have all that is to come again? */
+enum corral_status corral_trainer_log_check(struct corral_trainer *t, struct corral_error *err);
+/* The weights that were version `from` go out as `to`. */
+void corral_trainer_log_rebase(struct corral_trainer *t, uint64_t from, uint64_t to);
+/* Nothing that the oldest kept checkpoint has covered is needed any more. A failure is logged: the log is larger than it must be. */
+void corral_trainer_log_trim(struct corral_trainer *t);
 
 /* trainer_step.c: steps until the run ends. The second is the collective's progress callback. */
 enum corral_status corral_trainer_take_steps(struct corral_trainer *t, struct corral_trainer_report *report,

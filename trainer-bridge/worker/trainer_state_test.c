@@ -4,6 +4,7 @@
 #include "trainer-bridge/worker/trainer_state.h"
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A learner that has taken some steps, and a trainer's state beside it. */
 struct saved {
@@ -44,6 +45,10 @@ static struct saved save(void)
     assert_non_null(s.block);
     s.state->counters = (struct corral_trainer_counters){
         .step = 2, .version = 9, .pushes = 3, .env_steps = 256, .episodes = 11};
+    s.state->log_low = 41;
+    for (uint64_t i = 0; i < CORRAL_REBASES_MAX + 3; i++) { /* the newest stay */
+        corral_trainer_state_add_rebase(s.state, i, 100 + i);
+    }
     s.state->cursor_count = 2;
     s.state->cursor[0] = (struct corral_traj_cursor){.worker = 0, .epoch = 65536, .sequence = 12};
     s.state->cursor[1] = (struct corral_traj_cursor){.worker = 5, .epoch = 65537, .sequence = 4};
@@ -70,6 +75,10 @@ static void a_packed_state_comes_back_whole(void **state)
     check_ok(corral_trainer_state_unpack(back, fresh, s.block, s.bytes, &err));
     assert_memory_equal(&back->counters, &s.state->counters, sizeof back->counters);
     assert_int_equal(back->cursor_count, 2);
+    assert_int_equal(back->log_low, 41);
+    assert_int_equal(back->rebase_count, CORRAL_REBASES_MAX);
+    assert_int_equal(back->rebase[0].from, 3);
+    assert_int_equal(back->rebase[CORRAL_REBASES_MAX - 1].to, 100 + CORRAL_REBASES_MAX + 2);
     assert_memory_equal(back->cursor, s.state->cursor, sizeof back->cursor);
     assert_int_equal(corral_ppo_step_count(fresh), 2);
     assert_memory_equal(corral_ppo_weights(fresh), corral_ppo_weights(s.ppo),
@@ -141,10 +150,33 @@ static void refuses_a_flipped_bit_anywhere(void **state)
     saved_free(&s);
 }
 
+static void the_mark_can_be_read_from_a_file_alone(void **state)
+{
+    (void)state;
+    struct corral_error err = {0};
+    struct saved s = save();
+    char path[] = "/tmp/corral-state-XXXXXX";
+    int fd = mkstemp(path);
+    uint64_t low = 0;
+    assert_int_equal(write(fd, s.block, s.bytes), s.bytes);
+    check_ok(corral_trainer_state_log_low(path, &low, &err));
+    assert_int_equal(low, 41);
+    s.block[72] ^= 1;
+    assert_int_equal(pwrite(fd, s.block, s.bytes, 0), s.bytes);
+    check_status(corral_trainer_state_log_low(path, &low, &err), CORRAL_PROTOCOL);
+    assert_int_equal(ftruncate(fd, 100), 0);
+    check_status(corral_trainer_state_log_low(path, &low, &err), CORRAL_PROTOCOL);
+    close(fd);
+    unlink(path);
+    check_status(corral_trainer_state_log_low(path, &low, &err), CORRAL_IO);
+    saved_free(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_packed_state_comes_back_whole),
+        cmocka_unit_test(the_mark_can_be_read_from_a_file_alone),
         cmocka_unit_test(refuses_another_size),
         cmocka_unit_test(refuses_the_state_of_another_learner),
         cmocka_unit_test(refuses_a_flipped_bit_anywhere),

@@ -19,12 +19,12 @@ static bool limit_reached(const struct corral_trainer *t)
 /* What has come from the rollout workers, without waiting. Fragments that are too stale may come faster than they are dropped. */
 static enum corral_status take_arrivals(struct corral_trainer *t, struct corral_error *err)
 {
-    const struct corral_fragment *f;
+    const struct corral_traj_item *item;
     enum corral_status status = CORRAL_OK;
     for (uint32_t i = 0;
-         i < ARRIVALS_MAX && (status = corral_traj_receiver_next(t->receiver, 0, &f, err)) == CORRAL_OK;
+         i < ARRIVALS_MAX && (status = corral_traj_receiver_next(t->receiver, 0, &item, err)) == CORRAL_OK;
          i++) {
-        CORRAL_TRY(corral_batch_queue_add(t->queue, f, t->state.counters.version, err));
+        CORRAL_TRY(corral_batch_queue_add(t->queue, item, t->state.counters.version, err));
     }
     return status == CORRAL_AGAIN ? CORRAL_OK : status;
 }
@@ -50,10 +50,19 @@ void corral_trainer_on_collective_wait(void *ctx)
     }
 }
 
+/* The cursors behind the batch, as the saved state is to have them. */
+static void advance_cursors(struct corral_trainer *t)
+{
+    const struct corral_traj_item *const *items;
+    uint32_t count = corral_batch_queue_items(t->queue, &items);
+    t->state.cursor_count =
+        corral_traj_receiver_cursors(t->receiver, items, count, t->state.cursor, CORRAL_TRAJ_WORKERS_MAX);
+}
+
 /* Acknowledge what was dropped, once the saved cursors are behind it. Between steps only: the saved state must be a whole one. */
 static void settle_drops(struct corral_trainer *t)
 {
-    const struct corral_fragment *const *drops;
+    const struct corral_traj_item *const *drops;
     uint32_t count = corral_batch_queue_drops(t->queue, &drops);
     if (count > 0) {
         t->state.cursor_count =
@@ -81,11 +90,11 @@ static enum corral_status wait_for_batch(struct corral_trainer *t, struct corral
     CORRAL_TRY(serve(t, err));
     uint64_t served_ns = corral_now_ns(&corral_clock_monotonic);
     while (!corral_batch_queue_ready(t->queue) && !t->session->finish) {
-        const struct corral_fragment *f;
+        const struct corral_traj_item *item;
         settle_drops(t);
-        enum corral_status status = corral_traj_receiver_next(t->receiver, WAIT_MS, &f, err);
+        enum corral_status status = corral_traj_receiver_next(t->receiver, WAIT_MS, &item, err);
         if (status == CORRAL_OK) {
-            status = corral_batch_queue_add(t->queue, f, t->state.counters.version, err);
+            status = corral_batch_queue_add(t->queue, item, t->state.counters.version, err);
         }
         if (status != CORRAL_OK && status != CORRAL_AGAIN) {
             return status;
@@ -240,16 +249,14 @@ static void publish_counters(struct corral_trainer *t, const struct corral_train
 }
 
 /* The step is done in memory; make it so for good. See trainer_worker.h for why in this order. */
-static enum corral_status commit_step(struct corral_trainer *t, const struct corral_fragment *const *batch,
-                                      uint32_t count, struct corral_trainer_report *report,
+static enum corral_status commit_step(struct corral_trainer *t, struct corral_trainer_report *report,
                                       struct corral_error *err)
 {
     bool publish = t->state.counters.step % t->config->weights_every == 0;
     if (publish) {
         CORRAL_TRY(corral_trainer_next_version(t, &publish, err));
     }
-    t->state.cursor_count =
-        corral_traj_receiver_cursors(t->receiver, batch, count, t->state.cursor, CORRAL_TRAJ_WORKERS_MAX);
+    advance_cursors(t);
     corral_trainer_save_state(t);
     if (publish) {
         corral_trainer_phase(t, CORRAL_PHASE_SYNC);
@@ -278,13 +285,11 @@ static bool something_to_train_on(const struct corral_fragment *const *batch, ui
 }
 
 /* Every fragment that is acknowledged must be behind the saved cursors first: a trainer restarted from older cursors would wait for it for ever. */
-static enum corral_status pass_over(struct corral_trainer *t, const struct corral_fragment *const *batch,
-                                    uint32_t count, struct corral_error *err)
+static enum corral_status pass_over(struct corral_trainer *t, uint32_t count, struct corral_error *err)
 {
     corral_log_warn("a batch without any valid step is passed over", LOG_U64("fragments", count),
                     LOG_U64("step", t->state.counters.step));
-    t->state.cursor_count =
-        corral_traj_receiver_cursors(t->receiver, batch, count, t->state.cursor, CORRAL_TRAJ_WORKERS_MAX);
+    advance_cursors(t);
     corral_trainer_save_state(t);
     CORRAL_TRY(t->collective->ops->barrier(t->collective, err));
     corral_batch_queue_finish(t->queue, t->receiver);
@@ -321,10 +326,10 @@ enum corral_status corral_trainer_take_steps(struct corral_trainer *t, struct co
             return CORRAL_OK;
         }
         if (go == CORRAL_TRAINER_NOTHING) {
-            CORRAL_TRY(pass_over(t, batch, count, err));
+            CORRAL_TRY(pass_over(t, count, err));
             continue;
         }
         CORRAL_TRY(train_on_batch(t, batch, count, report, err));
-        CORRAL_TRY(commit_step(t, batch, count, report, err));
+        CORRAL_TRY(commit_step(t, report, err));
     }
 }

@@ -56,6 +56,7 @@ static void trainer_close(struct corral_trainer *t)
     corral_step_guard_destroy(t->guard);
     corral_batch_queue_destroy(t->queue);
     corral_traj_receiver_destroy(t->receiver);
+    corral_trainer_log_close(t);
     corral_state_vault_detach(t->vault);
     corral_ppo_destroy(t->ppo);
     corral_collective_destroy(t->collective);
@@ -73,8 +74,9 @@ static enum corral_status open_receiver(struct corral_trainer *t, struct corral_
         .memory = t->session->memory,
         .token = launch->token,
         .server_secret_key = launch->server_secret_key[0] ? launch->server_secret_key : NULL,
+        .log = t->log ? corral_stream_log_hook(t->log) : NULL,
         .workers = t->config->share.workers,
-        .fragment_bytes_max = t->config->fragment_bytes,
+        .record_bytes_max = t->config->fragment_bytes,
     };
     return corral_traj_receiver_create(&t->receiver, &config, err);
 }
@@ -86,6 +88,7 @@ static enum corral_status trainer_open(struct corral_trainer *t, struct corral_e
     if (!t->out) {
         return corral_fail(err, CORRAL_NOMEM, "worker %s: no message buffer", t->session->launch.name);
     }
+    CORRAL_TRY(corral_trainer_log_open(t, err));
     CORRAL_TRY(open_receiver(t, err));
     CORRAL_TRY(corral_batch_queue_create(&t->queue, &c->share, t->rank, c->max_versions, err));
     CORRAL_TRY(corral_trainer_publisher_open(t, err));

@@ -16,6 +16,7 @@
 #include "trainer-bridge/learners/ppo.h"
 #include "transport/weights/form.h"
 #include "worker/fragment_share.h"
+#include "transport/trajectory/wal/wal.h"
 #include "worker/session.h"
 
 struct corral_trainer_config {
@@ -29,6 +30,13 @@ struct corral_trainer_config {
     uint64_t buffer_bytes;
     uint64_t
         fragment_bytes; /* at most, as corral_fragment_bytes() counts; buffer_bytes / share.workers is to hold any worker's quota of them */
+    struct {
+        char folder[256]; /* "traj/rank-0"; "": records live in memory alone */
+        uint64_t segment_bytes, bytes_max;
+        enum corral_wal_sync sync;
+        int zstd_level;
+        bool keep_all; /* also what no checkpoint needs */
+    } log;
     char bind[256];     /* "ipc://sock/traj-0" or "tcp://HOST:*" */
     uint32_t weights_every; /* gradient steps per version */
     uint32_t weights_deadline_ms;

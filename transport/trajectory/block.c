@@ -19,7 +19,7 @@ enum corral_status corral_traj_pool_create(struct corral_traj_pool **out,
 {
     struct corral_traj_pool *p = calloc(1, sizeof *p);
     if (p == NULL) {
-        return corral_fail(err, CORRAL_NOMEM, "create a fragment pool");
+        return corral_fail(err, CORRAL_NOMEM, "create a record pool");
     }
     p->memory = memory;
     p->budget = budget_bytes;
@@ -60,12 +60,13 @@ static void release_all(struct corral_traj_pool *p)
     }
 }
 
-/* A kept block of nearly the right size, or NULL. Much larger ones would charge more than the fragment is counted for. */
+/* A kept block of nearly the right size, or NULL. */
 static struct corral_traj_block *reuse(struct corral_traj_pool *p, uint64_t bytes)
 {
     for (struct corral_traj_block **link = &p->cache; *link != NULL; link = &(*link)->next) {
         struct corral_traj_block *b = *link;
-        if (b->capacity >= bytes && b->capacity - bytes <= bytes / 8 && p->used + b->capacity <= p->budget) {
+        if (b->capacity >= bytes && b->capacity - bytes <= CORRAL_TRAJ_BLOCK_SLACK &&
+            p->used + b->capacity <= p->budget) {
             *link = b->next;
             p->cached -= b->capacity;
             p->blocks_cached--;
@@ -83,12 +84,12 @@ static enum corral_status make(struct corral_traj_pool *p, uint64_t bytes, struc
     }
     struct corral_traj_block *b = calloc(1, sizeof *b);
     if (b == NULL) {
-        return corral_fail(err, CORRAL_NOMEM, "keep a trajectory fragment");
+        return corral_fail(err, CORRAL_NOMEM, "keep a trajectory record");
     }
-    enum corral_status status = corral_alloc(p->memory, bytes, "trajectory fragments", &b->memory, err);
+    enum corral_status status = corral_alloc(p->memory, bytes, "trajectory records", &b->memory, err);
     if (status != CORRAL_OK && p->cache != NULL) {
         release_all(p);
-        status = corral_alloc(p->memory, bytes, "trajectory fragments", &b->memory, err);
+        status = corral_alloc(p->memory, bytes, "trajectory records", &b->memory, err);
     }
     if (status != CORRAL_OK) {
         free(b);

@@ -11,6 +11,9 @@
 #include <stdint.h>
 
 struct corral_traj_pool;
+/* How much larger than what is asked for a block that is used again may be: no more than what a record counts for beside its bytes, so that blocks in use never charge more than their
+ * records count for. */
+#define CORRAL_TRAJ_BLOCK_SLACK 128u
 struct corral_traj_block {
     void *memory; /* 64-byte aligned */
     uint64_t capacity;

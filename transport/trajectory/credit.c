@@ -72,6 +72,14 @@ bool corral_credit_take(struct corral_credit *c, uint32_t i, uint64_t bytes)
     return true;
 }
 
+void corral_credit_hold(struct corral_credit *c, uint32_t i, uint64_t bytes)
+{
+    c->accounts[i].held += bytes;
+    c->accounts[i].largest = CORRAL_MAX(c->accounts[i].largest, bytes);
+    c->used += bytes;
+    update_waits(c, &c->accounts[i]);
+}
+
 void corral_credit_finish(struct corral_credit *c, uint32_t i, uint64_t bytes)
 {
     assert(c->accounts[i].held >= bytes && c->used >= bytes);
@@ -151,7 +159,7 @@ static void serve_waiting(struct corral_credit *c)
             return;
         }
         uint64_t need = a->want > a->limit ? a->want - a->limit : 0;
-        if (need > c->buffer - c->used) {
+        if (c->used > c->buffer || need > c->buffer - c->used) {
             call_back_idle(c, a);
             return;
         }

@@ -81,7 +81,7 @@ static int sender_main(char **argv)
         struct test_fragment t;
         test_fragment_make(&t, fragment_seed((uint32_t)worker, (uint32_t)epoch, sequence), FRAGMENT_SIZE);
         enum corral_status status;
-        while ((status = corral_traj_sender_send(s, 0, &t.fragment, NULL)) == CORRAL_AGAIN) {
+        while ((status = corral_traj_sender_send_fragment(s, 0, &t.fragment, NULL)) == CORRAL_AGAIN) {
             if (corral_traj_sender_poll(s, 20, NULL) != CORRAL_OK) {
                 return 3;
             }
@@ -118,13 +118,13 @@ static void sender_kill(pid_t pid)
 struct ledger {
     struct corral_traj_cursor done[KILLED_WORKERS]; /* finished */
     struct corral_traj_cursor seen[KILLED_WORKERS]; /* handed out by the present receiver */
-    const struct corral_fragment *held[HELD_MAX];
+    const struct corral_traj_item *held[HELD_MAX];
     uint32_t held_count;
     uint64_t total;
 };
 
 /* Each stream counts up without gaps or repeats, contents and all; a new epoch starts at 1. */
-static void check_arrival(struct ledger *l, const struct corral_fragment *f)
+static void check_arrival(struct ledger *l, const struct corral_traj_item *f)
 {
     assert_true(f->worker < KILLED_WORKERS);
     struct corral_traj_cursor *seen = &l->seen[f->worker];
@@ -136,7 +136,7 @@ static void check_arrival(struct ledger *l, const struct corral_fragment *f)
     seen->sequence = f->sequence;
     struct test_fragment t;
     test_fragment_make(&t, fragment_seed(f->worker, f->epoch, f->sequence), FRAGMENT_SIZE);
-    assert_true(test_fragment_equal(&t.fragment, f));
+    assert_true(test_item_equal(&t.fragment, f));
     test_fragment_free(&t);
     l->held[l->held_count++] = f;
     l->total++;
@@ -145,7 +145,7 @@ static void check_arrival(struct ledger *l, const struct corral_fragment *f)
 static void finish_some(struct corral_traj_receiver *r, struct ledger *l, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        const struct corral_fragment *f = l->held[i];
+        const struct corral_traj_item *f = l->held[i];
         l->done[f->worker] = (struct corral_traj_cursor){f->worker, f->epoch, f->sequence};
         corral_traj_receiver_finish(r, f);
     }
@@ -158,7 +158,7 @@ static void take(struct corral_traj_receiver *r, struct ledger *l, struct corral
     struct corral_error err;
     uint64_t until = corral_now_ns(&corral_clock_monotonic) + PATIENCE_NS;
     for (uint64_t got = 0; got < fragments;) {
-        const struct corral_fragment *f;
+        const struct corral_traj_item *f;
         enum corral_status status = corral_traj_receiver_next(r, 10, &f, &err);
         if (status == CORRAL_OK) {
             check_arrival(l, f);
@@ -244,6 +244,33 @@ static void random_frames(void *socket, struct corral_rng *rng)
     }
 }
 
+/* Records of worker and epoch as in `m`, in a message that is right or nearly. Returns its size. */
+static size_t almost_records(uint8_t *frame, size_t room, struct corral_rng *rng,
+                             const struct corral_traj_message *m)
+{
+    struct corral_traj_batch b = {.magic = CORRAL_TRAJ_BATCH_MAGIC,
+                                  .protocol = CORRAL_TRAJ_PROTOCOL + (corral_rng_below(rng, 20) == 0),
+                                  .session = m->session,
+                                  .first = m->sequence};
+    uint64_t records = 1 + corral_rng_below(rng, 4);
+    for (uint64_t i = 0; i < records; i++) {
+        uint64_t bytes, skip = corral_rng_below(rng, 20) == 0;
+        void *record = test_numbered_record(RUN, m->worker, m->epoch, m->sequence + i + skip,
+                                            corral_rng_below(rng, 200) + 1, &bytes);
+        if (sizeof b + b.bytes + bytes <= room) {
+            memcpy(frame + sizeof b + b.bytes, record, bytes);
+            b.bytes += bytes;
+            b.count++;
+        }
+        free(record);
+    }
+    size_t total = sizeof b + b.bytes;
+    b.count += corral_rng_below(rng, 20) == 0;
+    b.bytes += corral_rng_below(rng, 20) == 0 ? 64 : 0;
+    memcpy(frame, &b, sizeof b);
+    return total - (corral_rng_below(rng, 20) == 0 ? corral_rng_below(rng, total) : 0);
+}
+
 /* A real message with random fields, sometimes with bytes flipped, of the right size or nearly. */
 static void almost_valid(void *socket, struct corral_rng *rng, struct corral_mpack_writer *writer,
                          uint64_t session)
@@ -257,25 +284,14 @@ static void almost_valid(void *socket, struct corral_rng *rng, struct corral_mpa
     m.protocol = CORRAL_TRAJ_PROTOCOL;
     m.first = corral_rng_below(rng, 3);
     m.bytes = corral_rng_next(rng) >> corral_rng_below(rng, 64);
-    m.format = CORRAL_FRAGMENT_FORMAT;
-    m.fragment = (struct corral_fragment){.run = RUN,
-                                          .worker = 5 + (uint32_t)corral_rng_below(rng, 2),
-                                          .epoch = (uint32_t)corral_rng_below(rng, 3),
-                                          .sequence = corral_rng_below(rng, 4),
-                                          .steps = (uint32_t)corral_rng_below(rng, 5),
-                                          .rows = (uint32_t)corral_rng_below(rng, 5),
-                                          .obs_dim = 1,
-                                          .action_components = 1,
-                                          .boundary_count = (uint32_t)corral_rng_below(rng, 3)};
+    m.run = RUN;
+    m.worker = 5 + (uint32_t)corral_rng_below(rng, 2);
+    m.epoch = (uint32_t)corral_rng_below(rng, 3);
+    m.sequence = corral_rng_below(rng, 4);
     snprintf(m.token, sizeof m.token, "%s", corral_rng_below(rng, 4) != 0 ? TOKEN : "no");
-    uint8_t frame[CORRAL_TRAJ_AREA_BYTES + 4096] = {0};
-    if (m.type == CORRAL_TRAJ_FRAGMENT) {
-        uint64_t sizes[CORRAL_FRAGMENT_FRAMES], at[CORRAL_FRAGMENT_FRAMES];
-        assert_int_equal(corral_traj_encode_area(writer, &m, frame, NULL), CORRAL_OK);
-        bytes = CORRAL_TRAJ_AREA_BYTES + (corral_rng_below(rng, 10) == 0);
-        if (corral_fragment_sizes(&m.fragment, sizes, NULL) == CORRAL_OK) {
-            bytes += corral_fragment_offsets(sizes, at);
-        }
+    _Alignas(64) uint8_t frame[4096] = {0};
+    if (corral_rng_below(rng, 3) == 0) {
+        bytes = almost_records(frame, sizeof frame, rng, &m);
     } else {
         corral_traj_encode(writer, &m);
         assert_int_equal(corral_mpack_finish(writer, &data, &bytes, NULL), CORRAL_OK);
@@ -322,15 +338,15 @@ static void garbage_neither_stops_nor_enters_the_receiver(void **state)
         }
         struct test_fragment t;
         test_fragment_make(&t, fragment_seed(1, 1, sent + 1), FRAGMENT_SIZE);
-        sent += corral_traj_sender_send(s, 0, &t.fragment, NULL) == CORRAL_OK;
+        sent += corral_traj_sender_send_fragment(s, 0, &t.fragment, NULL) == CORRAL_OK;
         test_fragment_free(&t);
         check_ok(corral_traj_sender_poll(s, 0, &err));
-        const struct corral_fragment *f;
+        const struct corral_traj_item *f;
         while (corral_traj_receiver_next(r, 0, &f, &err) == CORRAL_OK) {
             if (f->worker == 1) {
                 assert_int_equal(f->sequence, ++received);
                 test_fragment_make(&t, fragment_seed(1, 1, received), FRAGMENT_SIZE);
-                assert_true(test_fragment_equal(&t.fragment, f));
+                assert_true(test_item_equal(&t.fragment, f));
                 test_fragment_free(&t);
             } else {
                 others++; /* what logged in with the token and added up */

@@ -1,5 +1,5 @@
-/* One fragment: `steps` consecutive steps of `rows` environment rows, as a rollout worker recorded them. Wire format:
- * docs/spec/trajectory.md (one frame: a msgpack header, then the tensors, each at a multiple of 64 bytes, in the order below).
+/* One fragment: `steps` consecutive steps of `rows` environment rows, as a rollout worker recorded them. It travels as a record of kind
+ * CORRAL_TRAJ_FRAGMENT (docs/spec/trajectory.md), whose tensors have the names and the order of the members below.
  * All tensors are row-major; [S] = steps, [R] = rows, [D] = obs_dim, [A] = action components, [M] = action mask bytes per row.
  */
 #ifndef CORRAL_TRANSPORT_TRAJECTORY_FRAGMENT_H
@@ -15,7 +15,7 @@
 #define CORRAL_FRAGMENT_BYTES_MAX (256u << 20)
 #define CORRAL_FRAGMENT_FRAMES 13 /* tensors */
 #define CORRAL_FRAGMENT_HEADER_BYTES \
-    1280u /* what a header and alignment count for in corral_fragment_bytes() */
+    1792u /* what prologue, header and alignment of its record take at most, and CORRAL_TRAJ_ITEM_BYTES */
 
 struct corral_fragment {
     uint64_t run;
@@ -48,8 +48,18 @@ struct corral_fragment {
 /* The sizes the tensors must have, from the header fields. CORRAL_INVALID when a field is out of range or a product overflows. */
 enum corral_status corral_fragment_sizes(const struct corral_fragment *f,
                                          uint64_t bytes[CORRAL_FRAGMENT_FRAMES], struct corral_error *err);
-uint64_t corral_fragment_bytes(
-    const struct corral_fragment
-        *f); /* header allowance + all tensors: what credits are counted in; 0 when a field is out of range */
+/* Header allowance + all tensors: its record is never longer, whatever the environment is called. 0 when a field is out of range. */
+uint64_t corral_fragment_bytes(const struct corral_fragment *f);
+
+struct corral_traj_record;
+struct corral_traj_tensor;
+/* Describe a fragment as a record: `tensors` (CORRAL_FRAGMENT_FRAMES of them) and `r` are filled and point to each other, to constants and to the fragment's tensors; r->env is the caller's to set. Tensors
+ * that the fragment has none of (no mask, no boundary, no episode) are left out. CORRAL_INVALID as corral_fragment_sizes(), or when a tensor is NULL or boundaries do not ascend. */
+enum corral_status corral_fragment_record(const struct corral_fragment *f, struct corral_traj_record *r,
+                                          struct corral_traj_tensor *tensors, struct corral_error *err);
+/* The fragment that a decoded record holds; its tensors stay where they are. Everything that a learner relies on is checked: kind, dtypes, shapes that agree with each other, ranges,
+ * ascending boundaries, versions. CORRAL_PROTOCOL names what is wrong. */
+enum corral_status corral_fragment_of(const struct corral_traj_record *r, struct corral_fragment *out,
+                                      struct corral_error *err);
 
 #endif

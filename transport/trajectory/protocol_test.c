@@ -21,7 +21,7 @@ struct world {
     void *context, *peer;
     struct corral_traj_receiver *receiver;
     struct corral_mpack_writer *writer;
-    const struct corral_fragment *held[16];
+    const struct corral_traj_item *held[16];
     uint32_t held_count;
 };
 
@@ -66,26 +66,30 @@ static void say(struct world *w, struct corral_traj_message m)
     assert_int_equal(zmq_send(w->peer, data, bytes, 0), bytes);
 }
 
-static void say_fragment(struct world *w, uint32_t epoch, uint64_t sequence, uint32_t steps)
+static void say_records(struct world *w, uint32_t epoch, uint64_t first, uint32_t count, uint64_t payload)
 {
-    struct corral_traj_message m = {.type = CORRAL_TRAJ_FRAGMENT,
-                                    .session = SESSION,
-                                    .format = CORRAL_FRAGMENT_FORMAT,
-                                    .fragment = {.run = RUN,
-                                                 .worker = 1,
-                                                 .epoch = epoch,
-                                                 .sequence = sequence,
-                                                 .steps = steps,
-                                                 .rows = 1,
-                                                 .obs_dim = 1,
-                                                 .action_components = 1}};
-    uint64_t bytes[CORRAL_FRAGMENT_FRAMES], at[CORRAL_FRAGMENT_FRAMES];
-    assert_int_equal(corral_fragment_sizes(&m.fragment, bytes, NULL), CORRAL_OK);
-    size_t frame_bytes = CORRAL_TRAJ_AREA_BYTES + corral_fragment_offsets(bytes, at);
-    uint8_t *frame = calloc(1, frame_bytes);
-    assert_int_equal(corral_traj_encode_area(w->writer, &m, frame, NULL), CORRAL_OK);
-    assert_int_equal(zmq_send(w->peer, frame, frame_bytes, 0), frame_bytes);
+    struct corral_traj_batch b = {.magic = CORRAL_TRAJ_BATCH_MAGIC,
+                                  .protocol = CORRAL_TRAJ_PROTOCOL,
+                                  .session = SESSION,
+                                  .first = first,
+                                  .count = count};
+    uint8_t *frame = NULL;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t bytes;
+        void *record = test_numbered_record(RUN, 1, epoch, first + i, payload, &bytes);
+        frame = realloc(frame, sizeof b + b.bytes + bytes);
+        memcpy(frame + sizeof b + b.bytes, record, bytes);
+        b.bytes += bytes;
+        free(record);
+    }
+    memcpy(frame, &b, sizeof b);
+    assert_int_equal(zmq_send(w->peer, frame, sizeof b + b.bytes, 0), sizeof b + b.bytes);
     free(frame);
+}
+
+static void say_record(struct world *w, uint32_t epoch, uint64_t sequence, uint64_t payload)
+{
+    say_records(w, epoch, sequence, 1, payload);
 }
 
 /* The next answer of this type; what the receiver hands out meanwhile is held, other answers are passed over. */
@@ -117,7 +121,9 @@ static struct corral_traj_message hello(uint32_t epoch, uint64_t first)
                                         .protocol = CORRAL_TRAJ_PROTOCOL,
                                         .first = first,
                                         .token = TOKEN,
-                                        .fragment = {.run = RUN, .worker = 1, .epoch = epoch}};
+                                        .run = RUN,
+                                        .worker = 1,
+                                        .epoch = epoch};
 }
 
 static void log_in(struct world *w)
@@ -144,14 +150,14 @@ static void a_duplicate_is_acknowledged_again_and_handed_out_once(void **state)
     struct world w;
     world_open(&w);
     log_in(&w);
-    say_fragment(&w, 1, 1, 4);
-    say_fragment(&w, 1, 2, 4);
-    say_fragment(&w, 1, 1, 4);
+    say_record(&w, 1, 1, 4);
+    say_record(&w, 1, 2, 4);
+    say_record(&w, 1, 1, 4);
     struct corral_traj_message m = hear(&w, CORRAL_TRAJ_CREDIT);
     assert_int_equal(m.acked, 0); /* received, but nothing is finished */
     assert_int_equal(w.held_count, 2);
     corral_traj_receiver_finish(w.receiver, w.held[0]);
-    say_fragment(&w, 1, 1, 4);
+    say_record(&w, 1, 1, 4);
     m = hear(&w, CORRAL_TRAJ_CREDIT);
     assert_int_equal(m.acked, 1);
     corral_traj_receiver_finish(w.receiver, w.held[1]);
@@ -170,17 +176,78 @@ static void a_gap_is_refused_and_the_missing_one_asked_for(void **state)
     struct world w;
     world_open(&w);
     log_in(&w);
-    say_fragment(&w, 1, 1, 4);
-    say_fragment(&w, 1, 3, 4);
+    say_record(&w, 1, 1, 4);
+    say_record(&w, 1, 3, 4);
     struct corral_traj_message m = hear(&w, CORRAL_TRAJ_RESEND);
-    assert_int_equal(m.fragment.sequence, 2);
+    assert_int_equal(m.sequence, 2);
     assert_int_equal(w.held_count, 1);
     assert_int_equal(stats_of(&w).gaps, 1);
-    say_fragment(&w, 1, 2, 4);
-    say_fragment(&w, 1, 3, 4);
+    say_record(&w, 1, 2, 4);
+    say_record(&w, 1, 3, 4);
     say(&w, (struct corral_traj_message){.type = CORRAL_TRAJ_PING});
     m = hear(&w, CORRAL_TRAJ_CREDIT);
     assert_int_equal(w.held_count, 3);
+    world_close(&w);
+}
+
+static void what_overlaps_is_handed_out_once(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w);
+    log_in(&w);
+    say_records(&w, 1, 1, 4, 10);
+    say_records(&w, 1, 3, 4, 10); /* 3 and 4 are known */
+    say_records(&w, 1, 8, 2, 10); /* 7 is missing */
+    assert_int_equal(hear(&w, CORRAL_TRAJ_RESEND).sequence, 7);
+    assert_int_equal(w.held_count, 6);
+    assert_int_equal(stats_of(&w).duplicates, 2);
+    assert_int_equal(stats_of(&w).gaps, 2);
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_int_equal(w.held[i]->sequence, i + 1);
+    }
+    assert_int_equal(stats_of(&w).malformed, 0);
+    world_close(&w);
+}
+
+/* Part of a message fits: that part is taken, the rest is asked for. */
+static void a_message_is_taken_as_far_as_credit_goes(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w);
+    log_in(&w);
+    say_records(&w, 1, 1, 1, 30000);
+    say_records(&w, 1, 2, 2, 20000);
+    assert_int_equal(hear(&w, CORRAL_TRAJ_RESEND).sequence, 3);
+    assert_int_equal(w.held_count, 2);
+    assert_int_equal(stats_of(&w).malformed, 1);
+    world_close(&w);
+}
+
+static void a_damaged_message_enters_with_nothing(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w);
+    log_in(&w);
+    uint64_t bytes;
+    void *record = test_numbered_record(RUN, 1, 1, 1, 10, &bytes);
+    struct corral_traj_batch b = {.magic = CORRAL_TRAJ_BATCH_MAGIC,
+                                  .protocol = CORRAL_TRAJ_PROTOCOL,
+                                  .session = SESSION,
+                                  .first = 1,
+                                  .count = 2,
+                                  .bytes = 2 * bytes};
+    uint8_t frame[2048] = {0};
+    memcpy(frame, &b, sizeof b);
+    memcpy(frame + sizeof b, record, bytes);
+    memcpy(frame + sizeof b + bytes, record, bytes); /* the second has the number of the first */
+    free(record);
+    assert_true(zmq_send(w.peer, frame, sizeof b + 2 * bytes, 0) > 0);
+    assert_int_equal(hear(&w, CORRAL_TRAJ_RESEND).sequence, 1);
+    assert_int_equal(w.held_count, 0);
+    assert_int_equal(stats_of(&w).malformed, 1);
     world_close(&w);
 }
 
@@ -190,10 +257,10 @@ static void what_exceeds_the_credit_is_not_taken(void **state)
     struct world w;
     world_open(&w);
     log_in(&w);
-    say_fragment(&w, 1, 1, 1800); /* 1800 * 27 bytes and more: most of the window */
-    say_fragment(&w, 1, 2, 1800);
+    say_record(&w, 1, 1, 48600); /* most of the window */
+    say_record(&w, 1, 2, 48600);
     struct corral_traj_message m = hear(&w, CORRAL_TRAJ_RESEND);
-    assert_int_equal(m.fragment.sequence, 2);
+    assert_int_equal(m.sequence, 2);
     assert_int_equal(w.held_count, 1);
     assert_int_equal(stats_of(&w).malformed, 1);
     assert_true(stats_of(&w).held_bytes <= BUFFER);
@@ -202,7 +269,7 @@ static void what_exceeds_the_credit_is_not_taken(void **state)
     corral_traj_receiver_finish(w.receiver, w.held[0]); /* makes room for it */
     while (hear(&w, CORRAL_TRAJ_CREDIT).bytes < 2 * each) {
     }
-    say_fragment(&w, 1, 2, 1800);
+    say_record(&w, 1, 2, 48600);
     say(&w, (struct corral_traj_message){.type = CORRAL_TRAJ_PING});
     while (w.held_count < 2) {
         (void)hear(&w, CORRAL_TRAJ_CREDIT);
@@ -217,20 +284,20 @@ static void a_peer_without_a_session_is_told_to_say_hello(void **state)
     (void)state;
     struct world w;
     world_open(&w);
-    say_fragment(&w, 1, 1, 4);
+    say_record(&w, 1, 1, 4);
     assert_int_equal(hear(&w, CORRAL_TRAJ_REHELLO).session, SESSION);
     assert_int_equal(w.held_count, 0);
     world_close(&w);
 }
 
-static void fragments_of_an_older_epoch_are_acknowledged_and_dropped(void **state)
+static void records_of_an_older_epoch_are_acknowledged_and_dropped(void **state)
 {
     (void)state;
     struct world w;
     struct corral_error err;
     world_open(&w);
     check_ok(corral_traj_receiver_restore(w.receiver, &(struct corral_traj_cursor){1, 5, 9}, 1, &err));
-    say_fragment(&w, 4, 70, 4);
+    say_record(&w, 4, 70, 4);
     assert_int_equal(hear(&w, CORRAL_TRAJ_CREDIT).acked, 70);
     say(&w, hello(4, 71));
     assert_non_null(strstr(hear(&w, CORRAL_TRAJ_REFUSED).reason, "newer epoch"));
@@ -252,7 +319,7 @@ static void leftovers_of_an_earlier_session_are_ignored(void **state)
     struct corral_traj_message again = hello(1, 1);
     again.session = SESSION + 1;
     say(&w, again);
-    say_fragment(&w, 1, 1, 4); /* still of the first session */
+    say_record(&w, 1, 1, 4); /* still of the first session */
     say(&w, (struct corral_traj_message){.type = CORRAL_TRAJ_WANT, .bytes = UINT64_MAX});
     say(&w, (struct corral_traj_message){.type = CORRAL_TRAJ_PING, .session = SESSION + 1});
     (void)hear(&w, CORRAL_TRAJ_WELCOME);
@@ -267,9 +334,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_duplicate_is_acknowledged_again_and_handed_out_once),
         cmocka_unit_test(a_gap_is_refused_and_the_missing_one_asked_for),
+        cmocka_unit_test(what_overlaps_is_handed_out_once),
+        cmocka_unit_test(a_message_is_taken_as_far_as_credit_goes),
+        cmocka_unit_test(a_damaged_message_enters_with_nothing),
         cmocka_unit_test(what_exceeds_the_credit_is_not_taken),
         cmocka_unit_test(a_peer_without_a_session_is_told_to_say_hello),
-        cmocka_unit_test(fragments_of_an_older_epoch_are_acknowledged_and_dropped),
+        cmocka_unit_test(records_of_an_older_epoch_are_acknowledged_and_dropped),
         cmocka_unit_test(leftovers_of_an_earlier_session_are_ignored),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,13 +1,13 @@
 #include "transport/trajectory/receiver.h"
 #include "base/clock.h"
 #include "transport/trajectory/receiver_private.h"
-#include <assert.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MESSAGES_PER_CALL_MAX 1024 /* so that a flood can't keep next() from returning */
-#define FRAGMENT_MAX ((uint64_t)CORRAL_FRAGMENT_BYTES_MAX + CORRAL_FRAGMENT_HEADER_BYTES)
+#define COST_MAX ((uint64_t)CORRAL_TRAJ_RECORD_MAX + CORRAL_TRAJ_ITEM_BYTES)
+#define CHUNK_BYTES_MIN ((uint64_t)4 << 10)
+#define CHUNK_BYTES_MAX ((uint64_t)64 << 10)
 #define POLL_SLICE_MS 50 /* retries that wait for time are looked at this often */
 
 void corral_traj_receiver_destroy(struct corral_traj_receiver *r)
@@ -17,18 +17,17 @@ void corral_traj_receiver_destroy(struct corral_traj_receiver *r)
     }
     const char *endpoint = r->bound;
     corral_zmq_close_bound(r->context, r->socket, &endpoint, r->bound[0] != '\0' ? 1 : 0);
-    while (r->held != NULL) {
-        struct corral_traj_held *h = r->held;
-        r->held = h->next;
-        corral_traj_block_unref(h->block);
-        free(h);
+    if (r->pending.left > 0) {
+        zmq_msg_close(&r->pending.frame);
     }
+    corral_traj_receiver_hold_free(r);
     corral_traj_pool_destroy(r->pool, 0);
     corral_mpack_writer_destroy(r->writer);
     corral_idmap_free(&r->by_route);
     corral_credit_free(&r->credit);
     free(r->streams);
     free(r->dirty);
+    free(r->runs);
     free(r);
 }
 
@@ -61,24 +60,23 @@ static enum corral_status check_config(const struct corral_traj_receiver_config 
                            "trajectory receiver: the token is missing or longer than %d characters",
                            CORRAL_BUS_TOKEN_MAX - 1);
     }
-    if (config->buffer_bytes <= CORRAL_FRAGMENT_HEADER_BYTES) {
-        return corral_fail(err, CORRAL_INVALID,
-                           "trajectory receiver: a buffer of %llu bytes holds no fragment",
+    if (config->buffer_bytes <= corral_traj_cost(CORRAL_TRAJ_PROLOGUE_BYTES)) {
+        return corral_fail(err, CORRAL_INVALID, "trajectory receiver: a buffer of %llu bytes holds no record",
                            (unsigned long long)config->buffer_bytes);
     }
-    if (config->workers > CORRAL_TRAJ_WORKERS_MAX || config->fragment_bytes_max > FRAGMENT_MAX) {
+    if (config->workers > CORRAL_TRAJ_WORKERS_MAX || config->record_bytes_max > COST_MAX) {
         return corral_fail(
             err, CORRAL_INVALID,
-            "trajectory receiver: %u workers with fragments of %llu bytes; at most %d and %llu are supported",
-            config->workers, (unsigned long long)config->fragment_bytes_max, CORRAL_TRAJ_WORKERS_MAX,
-            (unsigned long long)FRAGMENT_MAX);
+            "trajectory receiver: %u workers with records of %llu bytes; at most %d and %llu are supported",
+            config->workers, (unsigned long long)config->record_bytes_max, CORRAL_TRAJ_WORKERS_MAX,
+            (unsigned long long)COST_MAX);
     }
     uint32_t parts = CORRAL_MAX(config->workers, 1u);
-    uint64_t least = CORRAL_MAX(config->fragment_bytes_max, 1u);
+    uint64_t least = CORRAL_MAX(config->record_bytes_max, 1u);
     if (config->buffer_bytes / parts < least) {
         return corral_fail(
             err, CORRAL_INVALID,
-            "trajectory receiver: a buffer of %llu bytes has no room for a fragment of %llu bytes "
+            "trajectory receiver: a buffer of %llu bytes has no room for a record of %llu bytes "
             "of each of %u workers; at least %llu bytes are needed",
             (unsigned long long)config->buffer_bytes, (unsigned long long)least, parts,
             (unsigned long long)(least * parts));
@@ -98,11 +96,16 @@ enum corral_status corral_traj_receiver_create(struct corral_traj_receiver **out
     r->context = config->zmq_context;
     r->run = config->run;
     r->workers = config->workers != 0 ? config->workers : CORRAL_TRAJ_WORKERS_MAX;
-    r->fragment_max = config->fragment_bytes_max != 0 ? config->fragment_bytes_max : config->buffer_bytes;
+    r->record_max = config->record_bytes_max != 0 ? config->record_bytes_max : config->buffer_bytes;
+    r->memory = config->memory;
+    r->chunk_bytes = CORRAL_MIN(CORRAL_MAX(config->buffer_bytes / 64, CHUNK_BYTES_MIN), CHUNK_BYTES_MAX);
+    r->chunk_bytes = r->chunk_bytes / CORRAL_TRAJ_ALIGN * CORRAL_TRAJ_ALIGN;
+    r->log = config->log;
+    r->replaying = config->log != NULL;
     memcpy(r->token, config->token, strlen(config->token) + 1);
     CORRAL_TRY(allocate(r, config, err));
-    /* No frame is larger than what its fragment counts for. */
-    uint64_t frame_max = CORRAL_MIN(config->buffer_bytes, FRAGMENT_MAX);
+    /* No frame is larger than what its records count for. */
+    uint64_t frame_max = CORRAL_MIN(config->buffer_bytes, COST_MAX);
     CORRAL_TRY(corral_zmq_open(r->context, ZMQ_ROUTER, frame_max, &r->socket, err));
     CORRAL_TRY(corral_zmq_bind(r->socket, config->bind, config->server_secret_key, r->bound, err));
     *out = CORRAL_STEAL(r);
@@ -117,139 +120,67 @@ const char *corral_traj_receiver_endpoint(const struct corral_traj_receiver *r)
 /* ---- receiving ---- */
 
 /* One message. False when there is none. */
-static bool receive_one(struct corral_traj_receiver *r, struct corral_traj_held **out)
+static bool receive_one(struct corral_traj_receiver *r)
 {
-    zmq_msg_t id;
-    zmq_msg_init(&id);
-    bool any = zmq_msg_recv(&id, r->socket, ZMQ_DONTWAIT) >= 0;
-    struct corral_traj_incoming in = {.frames = 0};
-    zmq_msg_init(&in.frame);
-    bool more = any && zmq_msg_more(&id) != 0;
-    while (more) { /* frames after the first are read and thrown away */
-        zmq_msg_t extra, *part = in.frames == 0 ? &in.frame : &extra;
-        zmq_msg_init(&extra);
-        bool got = zmq_msg_recv(part, r->socket, ZMQ_DONTWAIT) >= 0;
-        more = got && zmq_msg_more(part) != 0;
-        in.frames += got;
-        zmq_msg_close(&extra);
-    }
-    if (any && corral_zmq_route_parse(zmq_msg_data(&id), zmq_msg_size(&id), &in.route)) {
-        corral_traj_receiver_handle(r, &in, out);
+    struct corral_traj_incoming in;
+    bool named, any = corral_traj_receiver_zmq_receive(r, &in, &named);
+    if (named) {
+        corral_traj_receiver_handle(r, &in);
     } else if (any) {
         r->stats.malformed++; /* a peer that chose its own routing id: it has no name to be logged under */
     }
     zmq_msg_close(&in.frame);
-    zmq_msg_close(&id);
     return any;
 }
 
-static void hand_out(struct corral_traj_receiver *r, struct corral_traj_held *h)
+/* A record from the messages that are there, or NULL. */
+static struct corral_traj_held *receive_record(struct corral_traj_receiver *r)
 {
-    h->serial = ++r->serial;
-    h->next = r->held;
-    h->link = &r->held;
-    if (h->next != NULL) {
-        h->next->link = &h->next;
+    for (uint32_t i = 0;; i++) {
+        struct corral_traj_held *h = corral_traj_receiver_take_pending(r);
+        if (h != NULL || i == MESSAGES_PER_CALL_MAX || !receive_one(r)) {
+            return h;
+        }
     }
-    r->held = h;
+}
+
+static enum corral_status look(struct corral_traj_receiver *r, bool waits, struct corral_traj_held **out,
+                               struct corral_error *err)
+{
+    if (r->replaying) {
+        enum corral_status status = corral_traj_receiver_replay(r, waits, out, err);
+        if (status != CORRAL_AGAIN || r->replaying) {
+            return status;
+        }
+    }
+    *out = receive_record(r);
+    return *out != NULL ? CORRAL_OK : CORRAL_AGAIN;
 }
 
 enum corral_status corral_traj_receiver_next(struct corral_traj_receiver *r, uint32_t timeout_ms,
-                                             const struct corral_fragment **out, struct corral_error *err)
+                                             const struct corral_traj_item **out, struct corral_error *err)
 {
     uint64_t deadline =
         timeout_ms > 0 ? corral_now_ns(&corral_clock_monotonic) + (uint64_t)timeout_ms * CORRAL_NS_PER_MS : 0;
     for (;;) {
-        corral_traj_receiver_flush(r);
         struct corral_traj_held *h = NULL;
-        bool any = true;
-        for (uint32_t i = 0; i < MESSAGES_PER_CALL_MAX && h == NULL && any; i++) {
-            any = receive_one(r, &h);
+        corral_traj_receiver_flush(r);
+        enum corral_status status = look(r, timeout_ms > 0, &h, err);
+        if (status == CORRAL_OK) {
+            *out = &h->item;
         }
-        if (h != NULL) {
-            hand_out(r, h);
-            *out = &h->fragment;
-            return CORRAL_OK;
+        if (status != CORRAL_AGAIN) {
+            return status;
         }
         corral_traj_receiver_flush(r);
         uint64_t now = timeout_ms > 0 ? corral_now_ns(&corral_clock_monotonic) : 0;
         if (now >= deadline) {
-            return corral_fail(err, CORRAL_AGAIN, "no trajectory fragment yet");
+            return corral_fail(err, CORRAL_AGAIN, "no trajectory record yet");
         }
         uint64_t left_ms = (deadline - now + CORRAL_NS_PER_MS - 1) / CORRAL_NS_PER_MS;
-        zmq_pollitem_t item = {.socket = r->socket, .events = ZMQ_POLLIN};
-        zmq_poll(&item, 1, (long)(r->dirty_count > 0 ? CORRAL_MIN(left_ms, POLL_SLICE_MS) : left_ms));
+        bool soon = r->dirty_count > 0 || r->run_first < r->run_end || r->replaying;
+        corral_traj_receiver_zmq_wait(r, soon ? CORRAL_MIN(left_ms, POLL_SLICE_MS) : left_ms);
     }
-}
-
-/* ---- finishing ---- */
-
-static void advance(struct corral_traj_cursor *c, const struct corral_fragment *f)
-{
-    if (c->epoch < f->epoch || (c->epoch == f->epoch && c->sequence < f->sequence)) {
-        c->epoch = f->epoch;
-        c->sequence = f->sequence;
-    }
-}
-
-/* Acknowledgements of a worker are gathered while more of its fragments are held, unless it could run out of credit meanwhile; they go
- * with the next flush at the latest. */
-static bool worth_telling(const struct corral_traj_receiver *r, const struct corral_traj_stream *st)
-{
-    const struct corral_credit_account *a = &r->credit.accounts[st->index];
-    return st->held_count == 0 || a->limit - st->told_limit >= corral_credit_part(&r->credit) / 8;
-}
-
-void corral_traj_receiver_finish(struct corral_traj_receiver *r, const struct corral_fragment *f)
-{
-    struct corral_traj_held *h = (struct corral_traj_held *)(uintptr_t)f; /* its first member */
-    struct corral_traj_stream *st = &r->streams[f->worker];
-    assert(h->serial > st->finished_serial); /* else finished out of the order they were handed out in */
-    st->finished_serial = h->serial;
-    advance(&st->cursor, f);
-    st->held_count--;
-    r->stats.acked++;
-    r->stats.held_bytes -= h->bytes;
-    corral_credit_finish(&r->credit, st->index, h->bytes);
-    if (f->epoch == st->epoch) {
-        st->finished = f->sequence;
-        st->credit_due = st->live;
-    }
-    *h->link = h->next;
-    if (h->next != NULL) {
-        h->next->link = h->link;
-    }
-    corral_traj_block_unref(h->block);
-    free(h);
-    if (r->credit.waiting > 0) {
-        corral_traj_receiver_share(r);
-    } else {
-        corral_credit_top_up(&r->credit, st->index);
-    }
-    corral_traj_receiver_mark(r, st);
-    if (!st->live || worth_telling(r, st)) {
-        corral_traj_receiver_flush(r);
-    }
-}
-
-uint32_t corral_traj_receiver_cursors(const struct corral_traj_receiver *r,
-                                      const struct corral_fragment *const *taken, uint32_t taken_count,
-                                      struct corral_traj_cursor *out, uint32_t out_max)
-{
-    uint32_t count = 0, place[CORRAL_TRAJ_WORKERS_MAX];
-    memset(place, 0xff, sizeof place);
-    for (uint32_t w = 0; w < CORRAL_TRAJ_WORKERS_MAX && count < out_max; w++) {
-        if (r->streams[w].known) {
-            place[w] = count;
-            out[count++] = r->streams[w].cursor;
-        }
-    }
-    for (uint32_t i = 0; i < taken_count; i++) {
-        if (place[taken[i]->worker] < count) {
-            advance(&out[place[taken[i]->worker]], taken[i]);
-        }
-    }
-    return count;
 }
 
 enum corral_status corral_traj_receiver_restore(struct corral_traj_receiver *r,
@@ -272,7 +203,7 @@ enum corral_status corral_traj_receiver_restore(struct corral_traj_receiver *r,
         st->known = true;
         st->cursor = cursors[i];
         st->epoch = cursors[i].epoch;
-        st->received = st->finished = cursors[i].sequence;
+        st->received = st->finished = st->durable = cursors[i].sequence;
     }
     return CORRAL_OK;
 }
@@ -280,4 +211,9 @@ enum corral_status corral_traj_receiver_restore(struct corral_traj_receiver *r,
 void corral_traj_receiver_stats(const struct corral_traj_receiver *r, struct corral_traj_receiver_stats *out)
 {
     *out = r->stats;
+}
+
+const char *corral_traj_receiver_log_trouble(const struct corral_traj_receiver *r)
+{
+    return r->log_error.status != CORRAL_OK ? r->log_error.text : NULL;
 }

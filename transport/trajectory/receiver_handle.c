@@ -10,16 +10,6 @@
 
 /* ---- telling ---- */
 
-static enum corral_status tell(struct corral_traj_receiver *r, uint32_t route,
-                               const struct corral_traj_message *m, struct corral_error *err)
-{
-    const void *data;
-    size_t bytes;
-    corral_traj_encode(r->writer, m);
-    CORRAL_TRY(corral_mpack_finish(r->writer, &data, &bytes, err));
-    return corral_zmq_route_send(r->socket, route, data, bytes, err);
-}
-
 static void close_session(struct corral_traj_receiver *r, struct corral_traj_stream *st)
 {
     if (st->live) {
@@ -48,9 +38,11 @@ static bool tell_stream(struct corral_traj_receiver *r, struct corral_traj_strea
          * no limit is told: it could undo the answer. */
         struct corral_traj_message m = {.type = CORRAL_TRAJ_CREDIT,
                                         .session = st->session,
-                                        .acked = st->finished,
+                                        .acked = corral_traj_stream_acked(r, st),
+                                        .finished = st->finished,
+                                        .older = st->older,
                                         .bytes = a->reclaiming && !a->reclaim_due ? 0 : a->limit};
-        status = tell(r, st->route, &m, &err);
+        status = corral_traj_receiver_tell(r, st->route, &m, &err);
         if (status == CORRAL_OK) {
             st->credit_due = false;
             a->raised = false;
@@ -60,13 +52,13 @@ static bool tell_stream(struct corral_traj_receiver *r, struct corral_traj_strea
     if (st->live && status == CORRAL_OK && a->reclaim_due) {
         struct corral_traj_message m = {
             .type = CORRAL_TRAJ_RECLAIM, .session = st->session, .bytes = a->offset};
-        status = tell(r, st->route, &m, &err);
+        status = corral_traj_receiver_tell(r, st->route, &m, &err);
         a->reclaim_due = status != CORRAL_OK;
     }
     if (st->live && status == CORRAL_OK && st->resend_due && now >= st->resend_at_ns) {
         struct corral_traj_message m = {
-            .type = CORRAL_TRAJ_RESEND, .session = st->session, .fragment.sequence = st->received + 1};
-        status = tell(r, st->route, &m, &err);
+            .type = CORRAL_TRAJ_RESEND, .session = st->session, .sequence = st->received + 1};
+        status = corral_traj_receiver_tell(r, st->route, &m, &err);
         st->resend_due = status != CORRAL_OK;
         st->resend_at_ns = now + RESEND_WAIT_NS;
     }
@@ -96,6 +88,7 @@ static bool tell_marked(struct corral_traj_receiver *r)
 
 void corral_traj_receiver_flush(struct corral_traj_receiver *r)
 {
+    corral_traj_receiver_settle(r);
     while (r->dirty_count > 0 && tell_marked(r)) {
         corral_traj_receiver_share(
             r); /* the credit of who has gone is free for others, who are told in the next round */
@@ -120,7 +113,7 @@ static void tell_simple(struct corral_traj_receiver *r, uint32_t route, enum cor
     if (reason != NULL) {
         snprintf(m.reason, sizeof m.reason, "%s", reason);
     }
-    (void)tell(r, route, &m, NULL); /* a stranger that does not listen is no loss */
+    (void)corral_traj_receiver_tell(r, route, &m, NULL); /* a stranger that does not listen is no loss */
 }
 
 /* ---- complaints ---- */
@@ -148,8 +141,7 @@ static void refuse(struct corral_traj_receiver *r, const struct corral_traj_inco
     r->stats.refused++;
     tell_simple(r, in->route, CORRAL_TRAJ_REFUSED, m->session, 0, why);
     if (!corral_idring_seen(&r->strangers, in->route)) {
-        corral_log_warn("trajectory sender refused", LOG_U64("worker", m->fragment.worker),
-                        LOG_STR("why", why));
+        corral_log_warn("trajectory sender refused", LOG_U64("worker", m->worker), LOG_STR("why", why));
     }
 }
 
@@ -163,19 +155,19 @@ static const char *check_hello(const struct corral_traj_receiver *r, const struc
     if (!corral_zmq_token_equal(m->token, r->token)) {
         return "wrong token";
     }
-    if (m->fragment.run != r->run) {
+    if (m->run != r->run) {
         return "another run";
     }
-    if (m->fragment.worker >= r->workers || m->first == 0) {
+    if (m->worker >= r->workers || m->first == 0) {
         return "worker or sequence out of range";
     }
-    const struct corral_traj_stream *st = &r->streams[m->fragment.worker];
-    if (st->known && m->fragment.epoch < st->epoch) {
+    const struct corral_traj_stream *st = &r->streams[m->worker];
+    if (st->known && m->epoch < st->epoch) {
         return "a newer epoch of this worker is known";
     }
-    if (st->known && m->fragment.epoch == st->epoch && m->first - 1 > st->received &&
-        st->finished < st->received) {
-        return "fragments that nobody acknowledged are missing"; /* only a broken sender lets go of those */
+    if (st->known && m->epoch == st->epoch && m->first - 1 > st->received &&
+        corral_traj_stream_acked(r, st) < st->received) {
+        return "records that nobody acknowledged are missing"; /* only a broken sender lets go of those */
     }
     return NULL;
 }
@@ -183,9 +175,10 @@ static const char *check_hello(const struct corral_traj_receiver *r, const struc
 static void adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
                   const struct corral_traj_message *m)
 {
-    if (!st->known || m->fragment.epoch > st->epoch) {
-        st->epoch = m->fragment.epoch;
-        st->received = st->finished = 0;
+    if (!st->known || m->epoch > st->epoch) {
+        st->epoch = m->epoch;
+        st->received = st->finished = st->durable = 0;
+        st->older = st->held_count;
     }
     if (!st->known) {
         st->cursor = (struct corral_traj_cursor){.worker = st->index, .epoch = st->epoch};
@@ -194,13 +187,16 @@ static void adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
     if (m->first - 1 > st->received) {
         /* An earlier receiver acknowledged these, and its state did not survive to say so. They can't come again. */
         r->stats.lost += m->first - 1 - st->received;
-        corral_log_warn("trajectory fragments acknowledged by an earlier trainer are not in its saved state; "
+        corral_log_warn("trajectory records acknowledged by an earlier trainer are not in its saved state; "
                         "going on after them",
                         LOG_U64("worker", st->index), LOG_U64("epoch", st->epoch),
-                        LOG_U64("fragments", m->first - 1 - st->received));
-        st->received = st->finished = m->first - 1;
-        st->cursor.epoch = st->epoch;
-        st->cursor.sequence = st->finished;
+                        LOG_U64("records", m->first - 1 - st->received));
+        st->received = st->durable = m->first - 1;
+        if (st->head == NULL) { /* else the cursor passes over them when it gets there */
+            st->finished = st->received;
+            st->cursor.epoch = st->epoch;
+            st->cursor.sequence = st->finished;
+        }
     }
 }
 
@@ -212,7 +208,7 @@ static void handle_hello(struct corral_traj_receiver *r, const struct corral_tra
         refuse(r, in, m, why);
         return;
     }
-    struct corral_traj_stream *st = &r->streams[m->fragment.worker];
+    struct corral_traj_stream *st = &r->streams[m->worker];
     struct corral_traj_stream *before = corral_idmap_get(&r->by_route, in->route);
     if (before != NULL && before != st) {
         close_session(r, before);
@@ -234,115 +230,158 @@ static void handle_hello(struct corral_traj_receiver *r, const struct corral_tra
     struct corral_credit_account *a = &r->credit.accounts[st->index];
     struct corral_traj_message welcome = {.type = CORRAL_TRAJ_WELCOME,
                                           .session = st->session,
-                                          .acked = st->finished,
+                                          .acked = corral_traj_stream_acked(r, st),
+                                          .finished = st->finished,
+                                          .older = st->older,
                                           .received = st->received,
                                           .bytes = a->limit,
-                                          .buffer = r->fragment_max};
+                                          .buffer = r->record_max};
     a->raised = false;
     st->told_limit = a->limit;
-    if (tell(r, in->route, &welcome, NULL) != CORRAL_OK) {
+    if (corral_traj_receiver_tell(r, in->route, &welcome, NULL) != CORRAL_OK) {
         close_session(r, st);
     }
     corral_traj_receiver_share(r);
 }
 
-/* ---- fragments ---- */
+/* ---- records ---- */
 
-/* Check the frame and copy it into one charged, aligned block. ZeroMQ's own buffers are neither charged nor aligned. */
-static enum corral_status hold(struct corral_traj_receiver *r, struct corral_traj_incoming *in,
-                               const struct corral_traj_message *m, struct corral_traj_held **out,
-                               struct corral_error *err)
+static void ask_again(struct corral_traj_receiver *r, struct corral_traj_stream *st, bool later)
 {
-    uint64_t bytes[CORRAL_FRAGMENT_FRAMES], at[CORRAL_FRAGMENT_FRAMES], total;
-    const void *tensors[CORRAL_FRAGMENT_FRAMES];
-    CORRAL_TRY(corral_traj_check_frame(m, zmq_msg_size(&in->frame), bytes, at, &total, err));
-    CORRAL_AUTO_FREE struct corral_traj_held *h = calloc(1, sizeof *h);
-    if (h == NULL) {
-        return corral_fail(err, CORRAL_NOMEM, "hold a trajectory fragment");
+    if (later) {
+        st->resend_at_ns = corral_now_ns(&corral_clock_monotonic) + RESEND_WAIT_NS;
     }
-    CORRAL_TRY(corral_traj_block_get(r->pool, total, &h->block, err));
-    memcpy(h->block->memory, (const uint8_t *)zmq_msg_data(&in->frame) + CORRAL_TRAJ_AREA_BYTES, total);
-    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
-        tensors[i] = bytes[i] > 0 ? (uint8_t *)h->block->memory + at[i] : NULL;
-    }
-    h->fragment = m->fragment;
-    corral_fragment_set_tensors(&h->fragment, tensors);
-    h->bytes = corral_fragment_bytes(&h->fragment);
-    if (!corral_fragment_boundaries_valid(&h->fragment)) {
-        corral_traj_block_unref(h->block);
-        return corral_fail(err, CORRAL_PROTOCOL, "boundaries do not ascend within the fragment");
-    }
-    *out = CORRAL_STEAL(h);
-    return CORRAL_OK;
+    st->resend_due = true;
+    corral_traj_receiver_mark(r, st);
 }
 
-static void ask_again(struct corral_traj_receiver *r, struct corral_traj_stream *st)
+static void duplicates(struct corral_traj_receiver *r, struct corral_traj_stream *st, uint64_t count)
 {
-    st->resend_due = true;
+    r->stats.duplicates += count;
+    st->credit_due = true;
     corral_traj_receiver_mark(r, st);
 }
 
 /* Not the session's peer: a process that a newer epoch replaced, or one that does not know that its session is over. */
 static void handle_stray(struct corral_traj_receiver *r, const struct corral_traj_incoming *in,
-                         const struct corral_traj_message *m)
+                         uint64_t session, const struct corral_traj_batch *b,
+                         const struct corral_traj_prologue *p)
 {
-    const struct corral_fragment *f = &m->fragment;
-    if (m->type == CORRAL_TRAJ_FRAGMENT && f->run == r->run && f->worker < CORRAL_TRAJ_WORKERS_MAX &&
-        r->streams[f->worker].known && f->epoch < r->streams[f->worker].epoch) {
-        r->stats.duplicates++;
-        tell_simple(r, in->route, CORRAL_TRAJ_CREDIT, m->session, f->sequence, NULL);
+    if (b != NULL && p->run == r->run && p->worker < CORRAL_TRAJ_WORKERS_MAX && r->streams[p->worker].known &&
+        p->epoch < r->streams[p->worker].epoch) {
+        r->stats.duplicates += b->count;
+        tell_simple(r, in->route, CORRAL_TRAJ_CREDIT, session, b->first + b->count - 1, NULL);
         return;
     }
-    tell_simple(r, in->route, CORRAL_TRAJ_REHELLO, m->session, 0, NULL);
+    tell_simple(r, in->route, CORRAL_TRAJ_REHELLO, session, 0, NULL);
 }
 
-static void handle_fragment(struct corral_traj_receiver *r, struct corral_traj_stream *st,
-                            struct corral_traj_incoming *in, const struct corral_traj_message *m,
-                            struct corral_traj_held **out)
+/* The whole message has been checked; its records are taken in one by one. */
+static void handle_records(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                           struct corral_traj_incoming *in, const struct corral_traj_batch *b,
+                           const struct corral_traj_prologue *p)
 {
-    struct corral_error err;
-    const struct corral_fragment *f = &m->fragment;
-    if (f->run != r->run || f->worker != st->index || f->epoch != st->epoch) {
-        corral_traj_receiver_malformed(r, in->route, "a fragment of another stream than the hello said");
+    if (p->run != r->run || p->worker != st->index || p->epoch != st->epoch) {
+        corral_traj_receiver_malformed(r, in->route, "records of another stream than the hello said");
         return;
     }
-    if (f->sequence <= st->received) {
-        r->stats.duplicates++;
-        st->credit_due = true;
-        corral_traj_receiver_mark(r, st);
+    if (b->first > st->received + 1) {
+        r->stats.gaps += b->count;
+        ask_again(r, st, false);
         return;
     }
-    uint64_t total = corral_fragment_bytes(f);
-    struct corral_credit_account *a = &r->credit.accounts[st->index];
-    if (f->sequence != st->received + 1) {
-        r->stats.gaps++;
-        ask_again(r, st);
+    if (b->first + b->count - 1 <= st->received) {
+        duplicates(r, st, b->count);
         return;
     }
-    if (total > a->limit - a->offset) {
-        corral_traj_receiver_malformed(r, in->route, "a fragment beyond the granted credit");
-        ask_again(r, st);
-        return;
-    }
-    enum corral_status status = hold(r, in, m, out, &err);
-    if (status == CORRAL_DENIED || status == CORRAL_NOMEM) {
+    zmq_msg_init(&r->pending.frame);
+    zmq_msg_move(&r->pending.frame, &in->frame);
+    r->pending.at = (const uint8_t *)zmq_msg_data(&r->pending.frame) + sizeof *b;
+    r->pending.left = b->count;
+    r->pending.worker = st->index;
+    r->pending.sequence = b->first;
+}
+
+static void end_pending(struct corral_traj_receiver *r)
+{
+    r->pending.left = 0;
+    zmq_msg_close(&r->pending.frame);
+}
+
+/* Into memory, and into the log when there is one. */
+static enum corral_status keep(struct corral_traj_receiver *r, struct corral_traj_stream *st, uint64_t bytes,
+                               struct corral_traj_held **out)
+{
+    struct corral_traj_held *h;
+    if (corral_traj_receiver_hold(r, r->pending.at, bytes, &h, NULL) != CORRAL_OK) {
         r->stats.denied++;
-        st->resend_at_ns = corral_now_ns(&corral_clock_monotonic) + RESEND_WAIT_NS;
-        ask_again(r, st);
-        return;
+        return CORRAL_DENIED;
     }
-    if (status != CORRAL_OK) {
-        corral_traj_receiver_malformed(r, in->route, err.text);
-        ask_again(r, st);
-        return;
+    h->item.worker = st->index;
+    h->item.epoch = st->epoch;
+    h->item.sequence = r->pending.sequence;
+    if (r->log != NULL && corral_traj_receiver_append(r, h, NULL) != CORRAL_OK) {
+        corral_traj_receiver_unhold(r, h);
+        r->stats.unlogged++;
+        return CORRAL_DENIED;
     }
-    (void)corral_credit_take(&r->credit, st->index, total);
+    *out = h;
+    return CORRAL_OK;
+}
+
+/* The record in front of the pending message; false: it and the rest of the message are to come again. */
+static bool take_record(struct corral_traj_receiver *r, struct corral_traj_stream *st, uint64_t bytes,
+                        struct corral_traj_held **out)
+{
+    const struct corral_credit_account *a = &r->credit.accounts[st->index];
+    uint64_t cost = corral_traj_cost(bytes);
+    if (!st->live) {
+        return false; /* its peer went meanwhile: it comes again in the next session */
+    }
+    if (cost > a->limit - a->offset) {
+        corral_traj_receiver_malformed(r, st->route, "a record beyond the granted credit");
+        ask_again(r, st, false);
+        return false;
+    }
+    if (keep(r, st, bytes, out) != CORRAL_OK) {
+        ask_again(r, st, true);
+        return false;
+    }
+    (void)corral_credit_take(&r->credit, st->index, cost);
     st->received++;
     st->resend_due = false;
     st->resend_at_ns = 0;
-    st->held_count++;
-    r->stats.received++;
-    r->stats.held_bytes += total;
+    corral_traj_receiver_enlist(r, st, *out);
+    return true;
+}
+
+struct corral_traj_held *corral_traj_receiver_take_pending(struct corral_traj_receiver *r)
+{
+    while (r->pending.left > 0) {
+        struct corral_traj_stream *st = &r->streams[r->pending.worker];
+        struct corral_traj_held *h = NULL;
+        uint64_t bytes = corral_traj_record_size(r->pending.at);
+        if (r->pending.sequence <= st->received) {
+            duplicates(r, st, 1);
+        } else if (!take_record(r, st, bytes, &h)) {
+            end_pending(r);
+            return NULL;
+        }
+        r->pending.at += bytes;
+        r->pending.sequence++;
+        if (r->pending.left == 1) {
+            end_pending(r);
+        } else {
+            r->pending.left--;
+        }
+        if (h != NULL && r->span_count > 0 &&
+            corral_traj_receiver_spanned(r, h->item.worker, h->item.epoch, h->item.sequence)) {
+            corral_traj_receiver_finish(r, &h->item);
+        } else if (h != NULL) {
+            return h;
+        }
+    }
+    return NULL;
 }
 
 /* ---- one message ---- */
@@ -373,13 +412,39 @@ static void handle_session_message(struct corral_traj_receiver *r, struct corral
     corral_traj_receiver_share(r);
 }
 
-void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_traj_incoming *in,
-                                 struct corral_traj_held **out)
+static void handle_batch(struct corral_traj_receiver *r, struct corral_traj_incoming *in)
+{
+    struct corral_traj_batch b;
+    struct corral_traj_prologue first;
+    struct corral_error err;
+    struct corral_traj_stream *st = corral_idmap_get(&r->by_route, in->route);
+    if (corral_traj_batch_check(zmq_msg_data(&in->frame), zmq_msg_size(&in->frame), &b, &first, &err) !=
+        CORRAL_OK) {
+        corral_traj_receiver_malformed(r, in->route, err.text);
+        if (st != NULL) {
+            ask_again(r, st, false);
+        }
+        return;
+    }
+    if (st == NULL) {
+        handle_stray(r, in, b.session, &b, &first);
+    } else if (b.session != st->session) {
+        r->stats.duplicates += b.count; /* left over from before the last hello: comes again */
+    } else {
+        handle_records(r, st, in, &b, &first);
+    }
+}
+
+void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_traj_incoming *in)
 {
     struct corral_traj_message m;
     struct corral_error err;
     if (in->frames != 1) {
         corral_traj_receiver_malformed(r, in->route, "a trajectory message has one frame");
+        return;
+    }
+    if (corral_traj_is_batch(zmq_msg_data(&in->frame), zmq_msg_size(&in->frame))) {
+        handle_batch(r, in);
         return;
     }
     if (corral_traj_decode(zmq_msg_data(&in->frame), zmq_msg_size(&in->frame), &m, &err) != CORRAL_OK) {
@@ -392,13 +457,8 @@ void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_t
     }
     struct corral_traj_stream *st = corral_idmap_get(&r->by_route, in->route);
     if (st == NULL) {
-        handle_stray(r, in, &m);
-    } else if (m.session != st->session) {
-        r->stats.duplicates +=
-            m.type == CORRAL_TRAJ_FRAGMENT; /* left over from before the last hello: comes again */
-    } else if (m.type == CORRAL_TRAJ_FRAGMENT) {
-        handle_fragment(r, st, in, &m, out);
-    } else {
+        handle_stray(r, in, m.session, NULL, NULL);
+    } else if (m.session == st->session) {
         handle_session_message(r, st, in, &m);
     }
 }

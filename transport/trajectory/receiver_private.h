@@ -1,4 +1,5 @@
-/* The receiver's insides, shared by receiver.c (interface, waiting) and receiver_handle.c (what one message does). */
+/* The receiver's insides. receiver.c: interface, waiting. receiver_handle.c: what one message does. receiver_hold.c: records in memory, from arrival to the cursor.
+ * receiver_log.c: what is durable, and replay. receiver_zmq.c: the carrier, which moves messages. */
 #ifndef CORRAL_TRANSPORT_TRAJECTORY_RECEIVER_PRIVATE_H
 #define CORRAL_TRANSPORT_TRAJECTORY_RECEIVER_PRIVATE_H
 
@@ -10,26 +11,30 @@
 #include "transport/trajectory/wire.h"
 #include <zmq.h>
 
-struct
-    corral_traj_held { /* a fragment that was handed out; `fragment` comes first: finish() gets its address */
-    struct corral_fragment fragment;
+/* A record from when it is taken in until its worker's cursor has passed it. Finished ones that others hold up keep this, not their memory. */
+struct corral_traj_held {
+    struct corral_traj_item item; /* comes first: finish() gets its address */
     struct corral_traj_block *block;
-    uint64_t bytes;
-    uint64_t serial; /* hand-out order */
-    struct corral_traj_held *next, **link;
+    struct corral_traj_held *next; /* of the same worker, in hand-out order */
+    uint64_t position;             /* in the log */
+    uint64_t mark;                 /* in the set that was asked about last */
+    bool done;
 };
+static_assert(sizeof(struct corral_traj_held) <= CORRAL_TRAJ_ITEM_BYTES, "what a record counts for");
 
 struct corral_traj_stream { /* one worker */
     bool known;             /* it has said hello, or was restored */
     uint32_t index;
     uint32_t epoch;    /* the newest that said hello */
-    uint64_t received; /* in `epoch`: handed out up to here */
+    uint64_t received; /* in `epoch`: taken in up to here */
     uint64_t finished; /* in `epoch`: finished up to here */
+    uint64_t durable;  /* in `epoch`: in the log up to here */
     struct corral_traj_cursor
         cursor; /* what would be saved: of an older epoch until the newer one finishes something */
-    uint32_t held_count;
-    uint64_t finished_serial; /* of the fragment finished last */
-    bool live;                /* has a session over `route` */
+    struct corral_traj_held *head, *tail;
+    uint32_t held_count; /* of them not finished */
+    uint32_t older; /* of these, records of epochs before `epoch` */
+    bool live;           /* has a session over `route` */
     uint32_t route;
     uint64_t session;
     bool dirty;            /* is in the receiver's list of streams to be told something */
@@ -40,23 +45,50 @@ struct corral_traj_stream { /* one worker */
     bool complained;
 };
 
+struct corral_traj_pending { /* a message whose records are taken in one by one */
+    zmq_msg_t frame;         /* initialised while `left` > 0 */
+    const uint8_t *at;
+    uint32_t left, worker;
+    uint64_t sequence; /* of the record at `at` */
+};
+
+struct corral_traj_log_run { /* consecutive records of one stream at consecutive positions */
+    uint64_t position, sequence;
+    uint32_t worker, epoch, count;
+};
+
 struct corral_traj_receiver {
     void *context, *socket;
     uint64_t run;
     char token[CORRAL_BUS_TOKEN_MAX];
     char bound[CORRAL_ZMQ_ENDPOINT_MAX];
+    const struct corral_allocator *memory;
     struct corral_traj_pool *pool;
+    struct corral_traj_block *chunk; /* where small records go, filled up to chunk_used */
+    uint64_t chunk_used, chunk_bytes;
+    struct corral_traj_held *spare; /* to be used again */
     struct corral_mpack_writer *writer;
     struct corral_idmap by_route; /* live streams */
     struct corral_idring strangers;
     struct corral_credit credit; /* accounts by worker index */
     uint32_t workers;            /* indices below this are let in */
-    uint64_t fragment_max;       /* larger ones are not */
+    uint64_t record_max;         /* records that count for more are not */
     struct corral_traj_stream *streams;
     uint32_t *dirty; /* worker indices */
     uint32_t dirty_count;
-    struct corral_traj_held *held;
-    uint64_t serial;
+    struct corral_traj_pending pending;
+    struct corral_traj_span *spans; /* restored: finished before they come */
+    uint32_t span_count;
+    uint64_t mark;
+    /* log */
+    const struct corral_traj_log *log;
+    bool replaying, replay_waits; /* waits: `replay` is the next one, for which there was no room */
+    struct corral_traj_item replay;
+    uint64_t replay_position;
+    struct corral_traj_log_run *runs; /* a ring: appended and not durable yet */
+    uint64_t run_first, run_end;
+    uint32_t run_room; /* a power of two, or 0 */
+    struct corral_error log_error;
     struct corral_traj_receiver_stats stats;
 };
 
@@ -66,13 +98,56 @@ struct corral_traj_incoming {
     uint32_t route;
 };
 
-/* What one message does. *out is set when it was a fragment that is to be handed out. */
-void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_traj_incoming *in,
-                                 struct corral_traj_held **out);
+/* ---- receiver_zmq.c ---- */
+/* One whole message, without waiting: false when there is none. `in` is to be closed by the caller in any case. `named`: over a connection whose routing id ZeroMQ made up. */
+bool corral_traj_receiver_zmq_receive(struct corral_traj_receiver *r, struct corral_traj_incoming *in,
+                                      bool *named);
+/* One control message to a peer. */
+enum corral_status corral_traj_receiver_tell(struct corral_traj_receiver *r, uint32_t route,
+                                             const struct corral_traj_message *m, struct corral_error *err);
+/* Until there may be something to do. */
+void corral_traj_receiver_zmq_wait(struct corral_traj_receiver *r, uint64_t timeout_ms);
+
+/* ---- receiver_handle.c ---- */
+/* What one message does. A message with records becomes r->pending; there must be none. */
+void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_traj_incoming *in);
+/* Takes in the next record of the pending message that is to be handed out; NULL when there is none left. */
+struct corral_traj_held *corral_traj_receiver_take_pending(struct corral_traj_receiver *r);
 /* Mark a stream as having something to be told; corral_traj_receiver_flush() tells all that are marked. */
 void corral_traj_receiver_mark(struct corral_traj_receiver *r, struct corral_traj_stream *st);
 /* Serve and top up every account, and mark the streams that changed. */
 void corral_traj_receiver_share(struct corral_traj_receiver *r);
 void corral_traj_receiver_malformed(struct corral_traj_receiver *r, uint32_t route, const char *why);
+
+/* ---- receiver_hold.c ---- */
+/* A copy of a record of `bytes` at `from` (need not be aligned) in charged memory, in no list yet. */
+enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, const void *from, uint64_t bytes,
+                                             struct corral_traj_held **out, struct corral_error *err);
+/* It is not wanted after all. */
+void corral_traj_receiver_unhold(struct corral_traj_receiver *r, struct corral_traj_held *h);
+/* It is its stream's next. */
+void corral_traj_receiver_enlist(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                                 struct corral_traj_held *h);
+/* True when a restored span says that it is finished already. */
+bool corral_traj_receiver_spanned(const struct corral_traj_receiver *r, uint32_t worker, uint32_t epoch,
+                                  uint64_t sequence);
+void corral_traj_receiver_hold_free(struct corral_traj_receiver *r);
+
+/* ---- receiver_log.c ---- */
+/* Appends a held record; on failure nothing has happened. */
+enum corral_status corral_traj_receiver_append(struct corral_traj_receiver *r, struct corral_traj_held *h,
+                                               struct corral_error *err);
+/* Acknowledge what has become durable. */
+void corral_traj_receiver_settle(struct corral_traj_receiver *r);
+/* The next record of the log beyond the cursors. CORRAL_AGAIN: no room for it yet while r->replaying, else the end. */
+enum corral_status corral_traj_receiver_replay(struct corral_traj_receiver *r, bool beyond_buffer,
+                                               struct corral_traj_held **out, struct corral_error *err);
+
+/* What the worker is told that it may forget. */
+static inline uint64_t corral_traj_stream_acked(const struct corral_traj_receiver *r,
+                                                const struct corral_traj_stream *st)
+{
+    return r->log != NULL ? st->durable : st->finished;
+}
 
 #endif

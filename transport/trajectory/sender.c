@@ -1,6 +1,7 @@
 #include "transport/trajectory/sender.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "transport/trajectory/fragment.h"
 #include "transport/trajectory/sender_private.h"
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,8 @@
 #define RANKS_MAX 1024
 #define POLL_SLICE_MS 100
 #define RETURN_WAIT_MS 10000 /* for ZeroMQ to let go of zero-copy frames after its sockets are closed */
+#define CHUNK_BYTES_MIN ((uint64_t)4 << 10)
+#define CHUNK_BYTES_MAX ((uint64_t)1 << 20)
 
 static enum corral_status refused(const struct corral_traj_rank *r, struct corral_error *err)
 {
@@ -20,10 +23,10 @@ static void sender_free(struct corral_traj_sender *s)
         return;
     }
     for (uint32_t i = 0; i < s->rank_count; i++) {
-        corral_zmq_close(s->ranks[i].socket);
-        while (s->ranks[i].head != NULL) {
-            corral_traj_rank_drop_head(s, &s->ranks[i]);
+        if (s->ranks[i].carrier != NULL) {
+            s->ranks[i].carrier->close(&s->ranks[i]);
         }
+        corral_traj_rank_free(s, &s->ranks[i]);
     }
     corral_traj_pool_destroy(s->pool, RETURN_WAIT_MS);
     corral_mpack_writer_destroy(s->writer);
@@ -51,6 +54,8 @@ enum corral_status corral_traj_sender_create(struct corral_traj_sender **out,
     s->worker = config->worker;
     s->epoch = config->epoch;
     s->window = config->window_bytes;
+    s->chunk_bytes =
+        CORRAL_MIN(CORRAL_MAX(config->window_bytes / 8, CHUNK_BYTES_MIN), CHUNK_BYTES_MAX) / 64 * 64;
     memcpy(s->token, config->token, strlen(config->token) + 1);
     if (config->server_key != NULL) {
         memcpy(s->server_key, config->server_key, sizeof s->server_key);
@@ -76,16 +81,12 @@ static enum corral_status grow_ranks(struct corral_traj_sender *s, uint32_t rank
     for (uint32_t i = s->rank_count; i <= rank; i++) {
         /* Sessions start anywhere, so that an earlier process's answers are not taken for this one's. */
         corral_random_bytes(&grown[i].session, sizeof grown[i].session);
-        grown[i].session >>= 1;
+        grown[i].session = (grown[i].session >> 1) + 1; /* 0: never sent */
+        grown[i].index = i;
     }
     s->ranks = grown;
     s->rank_count = rank + 1;
     return CORRAL_OK;
-}
-
-static void close_socketp(void **socket)
-{
-    corral_zmq_close(*socket);
 }
 
 enum corral_status corral_traj_sender_connect(struct corral_traj_sender *s, uint32_t rank,
@@ -94,18 +95,9 @@ enum corral_status corral_traj_sender_connect(struct corral_traj_sender *s, uint
     if (endpoint == NULL || strlen(endpoint) >= CORRAL_ZMQ_ENDPOINT_MAX) {
         return corral_fail(err, CORRAL_INVALID, "trainer rank %u: the endpoint is missing or too long", rank);
     }
-    CORRAL_CLEANUP(close_socketp) void *socket = NULL;
-    int yes = 1;
-    CORRAL_TRY(corral_zmq_open(s->context, ZMQ_DEALER, CORRAL_TRAJ_CONTROL_BYTES_MAX, &socket, err));
-    /* IMMEDIATE: nothing is queued for a connection that does not exist, so what a connection carries belongs to its own session. */
-    if (zmq_setsockopt(socket, ZMQ_IMMEDIATE, &yes, sizeof yes) != 0) {
-        return corral_fail_sys(err, zmq_errno(), "set ZMQ_IMMEDIATE");
-    }
-    CORRAL_TRY(corral_zmq_connect(socket, endpoint, s->server_key[0] != '\0' ? s->server_key : NULL, err));
     CORRAL_TRY(grow_ranks(s, rank, err));
     struct corral_traj_rank *r = &s->ranks[rank];
-    corral_zmq_close(r->socket);
-    r->socket = CORRAL_STEAL(socket);
+    CORRAL_TRY(corral_traj_zmq_connect(s, r, endpoint, err));
     memcpy(r->endpoint, endpoint, strlen(endpoint) + 1);
     r->reason_told = false;
     r->unsent = NULL;
@@ -114,103 +106,159 @@ enum corral_status corral_traj_sender_connect(struct corral_traj_sender *s, uint
     return CORRAL_OK;
 }
 
-static enum corral_status check_fragment(const struct corral_traj_sender *s, const struct corral_traj_rank *r,
-                                         const struct corral_fragment *f,
-                                         uint64_t bytes[CORRAL_FRAGMENT_FRAMES], struct corral_error *err)
+/* ---- records ---- */
+
+static enum corral_status check_size(const struct corral_traj_sender *s, const struct corral_traj_rank *r,
+                                     uint64_t bytes, struct corral_error *err)
 {
-    const void *tensors[CORRAL_FRAGMENT_FRAMES];
-    CORRAL_TRY(corral_fragment_sizes(f, bytes, err));
-    corral_fragment_tensors(f, tensors);
-    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
-        if (bytes[i] > 0 && tensors[i] == NULL) {
-            return corral_fail(err, CORRAL_INVALID, "fragment: tensor %d is missing", i);
-        }
+    if (bytes == 0 || bytes % CORRAL_TRAJ_ALIGN != 0 || bytes > CORRAL_TRAJ_RECORD_MAX) {
+        return corral_fail(
+            err, CORRAL_INVALID, "a record of %llu bytes: must be a multiple of %u, at most %llu",
+            (unsigned long long)bytes, CORRAL_TRAJ_ALIGN, (unsigned long long)CORRAL_TRAJ_RECORD_MAX);
     }
-    if (!corral_fragment_boundaries_valid(f)) {
-        return corral_fail(err, CORRAL_INVALID, "fragment: boundary_at does not ascend within steps * rows");
-    }
-    uint64_t total = corral_fragment_bytes(f);
-    if (total > s->window || (r->state == CORRAL_TRAJ_RANK_LIVE && total > r->buffer)) {
-        return corral_fail(err, CORRAL_INVALID, "a fragment of %llu bytes is larger than the %s of %llu",
-                           (unsigned long long)total,
-                           total > s->window ? "sender's window" : "receiver's buffer",
-                           (unsigned long long)(total > s->window ? s->window : r->buffer));
+    uint64_t cost = corral_traj_cost(bytes);
+    if (cost > s->window || (r->state == CORRAL_TRAJ_RANK_LIVE && cost > r->buffer)) {
+        bool window = cost > s->window;
+        return corral_fail(err, CORRAL_INVALID, "a record of %llu bytes is larger than the %s of %llu",
+                           (unsigned long long)bytes, window ? "sender's window" : "receiver's buffer",
+                           (unsigned long long)(window ? s->window : r->buffer));
     }
     return CORRAL_OK;
 }
 
-static enum corral_status copy_fragment(struct corral_traj_sender *s, struct corral_traj_rank *r,
-                                        const struct corral_fragment *f,
-                                        const uint64_t bytes[CORRAL_FRAGMENT_FRAMES],
-                                        struct corral_traj_entry **out, struct corral_error *err)
-{
-    CORRAL_AUTO_FREE struct corral_traj_entry *e = calloc(1, sizeof *e);
-    if (e == NULL) {
-        return corral_fail(err, CORRAL_NOMEM, "keep a fragment");
-    }
-    uint64_t at[CORRAL_FRAGMENT_FRAMES];
-    e->frame_bytes = CORRAL_TRAJ_AREA_BYTES + corral_fragment_offsets(bytes, at);
-    CORRAL_TRY(corral_traj_block_get(s->pool, e->frame_bytes, &e->block, err));
-    const void *tensors[CORRAL_FRAGMENT_FRAMES];
-    corral_fragment_tensors(f, tensors);
-    for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
-        if (bytes[i] > 0) {
-            memcpy((char *)e->block->memory + CORRAL_TRAJ_AREA_BYTES + at[i], tensors[i], bytes[i]);
-        }
-    }
-    e->fragment = *f;
-    e->fragment.run = s->run;
-    e->fragment.worker = s->worker;
-    e->fragment.epoch = s->epoch;
-    e->fragment.sequence = r->last_sequence + 1;
-    e->bytes = corral_fragment_bytes(f);
-    *out = CORRAL_STEAL(e);
-    return CORRAL_OK;
-}
-
-static enum corral_status blocked(struct corral_traj_sender *s, const char *why, struct corral_error *err)
+static void count_blocked(struct corral_traj_sender *s, struct corral_traj_rank *r)
 {
     s->stats.blocked++;
-    return corral_fail(err, CORRAL_AGAIN, "%s", why);
+    r->blocked++;
+    if (r->blocked_since_ns == 0) {
+        r->blocked_since_ns = corral_now_ns(&corral_clock_monotonic);
+    }
 }
 
-enum corral_status corral_traj_sender_send(struct corral_traj_sender *s, uint32_t rank,
-                                           struct corral_fragment *f, struct corral_error *err)
+static void end_blocked(struct corral_traj_sender *s, struct corral_traj_rank *r)
+{
+    if (r->blocked_since_ns != 0) {
+        uint64_t waited = corral_now_ns(&corral_clock_monotonic) - r->blocked_since_ns;
+        r->blocked_since_ns = 0;
+        r->blocked_ns += waited;
+        s->stats.blocked_ns += waited;
+    }
+}
+
+/* Why the next record can't go yet, or NULL. */
+static const char *why_not(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t cost)
+{
+    if (cost > s->window - s->stats.unacked_bytes) {
+        corral_traj_gather_seal(r); /* nothing may wait for company that can't come */
+        corral_traj_rank_pump(s, r);
+        return "this worker's window is full";
+    }
+    corral_traj_rank_pump(s, r);
+    if (r->state != CORRAL_TRAJ_RANK_LIVE) {
+        return "it has not let this worker in yet";
+    }
+    if (r->unsent == NULL && cost > r->limit - r->offset - corral_traj_gather_cost(r)) {
+        corral_traj_gather_seal(r);
+        corral_traj_rank_pump(s, r);
+        if (r->unsent == NULL && cost > r->limit - r->offset) {
+            corral_traj_rank_want(s, r, cost);
+            return "it has no room";
+        }
+    }
+    return r->unsent != NULL ? "it has not taken earlier records yet" : NULL;
+}
+
+static enum corral_status find_rank(struct corral_traj_sender *s, uint32_t rank,
+                                    struct corral_traj_rank **out, struct corral_error *err)
 {
     if (rank >= s->rank_count || s->ranks[rank].state == CORRAL_TRAJ_RANK_CLOSED) {
         return corral_fail(err, CORRAL_STATE, "trainer rank %u is not connected", rank);
     }
-    struct corral_traj_rank *r = &s->ranks[rank];
-    if (r->state == CORRAL_TRAJ_RANK_REFUSED) {
-        return refused(r, err);
+    if (s->ranks[rank].state == CORRAL_TRAJ_RANK_REFUSED) {
+        return refused(&s->ranks[rank], err);
     }
-    uint64_t bytes[CORRAL_FRAGMENT_FRAMES];
-    CORRAL_TRY(check_fragment(s, r, f, bytes, err));
-    uint64_t total = corral_fragment_bytes(f);
-    if (total > s->window - s->stats.unacked_bytes) {
-        return blocked(s, "the window of unacknowledged fragments is full", err);
+    *out = &s->ranks[rank];
+    return CORRAL_OK;
+}
+
+enum corral_status corral_traj_sender_reserve(struct corral_traj_sender *s, uint32_t rank, uint64_t bytes,
+                                              void **out, struct corral_error *err)
+{
+    struct corral_traj_rank *r = NULL;
+    CORRAL_TRY(find_rank(s, rank, &r, err));
+    CORRAL_TRY(check_size(s, r, bytes, err));
+    corral_traj_gather_drop(r);
+    const char *why = why_not(s, r, corral_traj_cost(bytes));
+    if (why != NULL) {
+        count_blocked(s, r);
+        return corral_fail(err, CORRAL_AGAIN, "trainer-%u: %s; %llu bytes are not acknowledged there", rank,
+                           why, (unsigned long long)r->unacked_bytes);
     }
-    corral_traj_rank_pump(s, r);
-    if (r->state != CORRAL_TRAJ_RANK_LIVE || r->unsent != NULL) {
-        return blocked(s, "the receiver has not taken earlier fragments yet", err);
+    CORRAL_TRY(corral_traj_gather_reserve(s, r, bytes, err));
+    end_blocked(s, r);
+    *out = r->reserved;
+    return CORRAL_OK;
+}
+
+/* Gathered records wait only while the connection has something to do, or until they fill a message. */
+static bool worth_sending(const struct corral_traj_rank *r)
+{
+    return r->open == NULL || r->open->bytes >= CORRAL_TRAJ_BATCH_BYTES_MAX - CORRAL_TRAJ_ALONE_BYTES / 4 ||
+           r->last == NULL || corral_traj_parcel_free(r->last);
+}
+
+enum corral_status corral_traj_sender_commit(struct corral_traj_sender *s, uint32_t rank, uint64_t *sequence,
+                                             struct corral_error *err)
+{
+    struct corral_traj_rank *r = NULL;
+    CORRAL_TRY(find_rank(s, rank, &r, err));
+    if (r->reserved == NULL) {
+        return corral_fail(err, CORRAL_STATE, "trainer rank %u: no record is reserved", rank);
     }
-    if (total > r->limit - r->offset) {
-        corral_traj_rank_want(s, r, total);
-        return blocked(s, "no credit", err);
+    uint64_t bytes;
+    CORRAL_TRY(corral_traj_prologue_check(r->reserved, r->reserved_bytes, &bytes, err));
+    corral_traj_record_stamp(r->reserved, s->run, s->worker, s->epoch, r->last_sequence + 1);
+    corral_traj_gather_commit(s, r, bytes);
+    if (worth_sending(r)) {
+        corral_traj_gather_seal(r);
+        corral_traj_rank_pump(s, r);
     }
-    struct corral_traj_entry *e = NULL;
-    CORRAL_TRY(copy_fragment(s, r, f, bytes, &e, err));
+    if (sequence != NULL) {
+        *sequence = r->last_sequence;
+    }
+    return CORRAL_OK;
+}
+
+enum corral_status corral_traj_sender_flush(struct corral_traj_sender *s, struct corral_error *err)
+{
+    (void)err;
+    for (uint32_t i = 0; i < s->rank_count; i++) {
+        corral_traj_gather_seal(&s->ranks[i]);
+        corral_traj_rank_pump(s, &s->ranks[i]);
+    }
+    return CORRAL_OK;
+}
+
+enum corral_status corral_traj_sender_send_fragment(struct corral_traj_sender *s, uint32_t rank,
+                                                    struct corral_fragment *f, struct corral_error *err)
+{
+    struct corral_traj_record record;
+    struct corral_traj_tensor tensors[CORRAL_FRAGMENT_FRAMES];
+    uint64_t bytes, sequence;
+    void *memory;
+    CORRAL_TRY(corral_fragment_record(f, &record, tensors, err));
+    CORRAL_TRY(corral_traj_record_bytes(&record, &bytes, err));
+    CORRAL_TRY(corral_traj_sender_reserve(s, rank, bytes, &memory, err));
+    CORRAL_TRY(corral_traj_record_encode(&record, memory, bytes, err));
+    CORRAL_TRY(corral_traj_sender_commit(s, rank, &sequence, err));
     f->run = s->run;
     f->worker = s->worker;
     f->epoch = s->epoch;
-    f->sequence = ++r->last_sequence;
-    *(r->tail != NULL ? &r->tail->next : &r->head) = e;
-    r->tail = e;
-    r->unsent = e;
-    s->stats.unacked_bytes += e->bytes;
-    corral_traj_rank_pump(s, r);
+    f->sequence = sequence;
     return CORRAL_OK;
 }
+
+/* ---- waiting ---- */
 
 /* Everything that can be done without waiting. True when something came in. */
 static bool step(struct corral_traj_sender *s)
@@ -218,7 +266,7 @@ static bool step(struct corral_traj_sender *s)
     uint64_t now = corral_now_ns(&corral_clock_monotonic);
     bool any = false;
     for (uint32_t i = 0; i < s->rank_count; i++) {
-        if (s->ranks[i].socket != NULL) {
+        if (s->ranks[i].carrier != NULL) {
             any |= corral_traj_rank_drain(s, &s->ranks[i], now);
             corral_traj_rank_service(s, &s->ranks[i], now);
         }
@@ -267,11 +315,19 @@ enum corral_status corral_traj_sender_poll(struct corral_traj_sender *s, uint32_
 
 uint64_t corral_traj_sender_unacked(const struct corral_traj_sender *s, uint32_t rank)
 {
-    if (rank >= s->rank_count || !s->ranks[rank].head) {
-        return 0;
-    }
     /* acknowledgements are cumulative, so what is left is one run of sequence numbers */
-    return s->ranks[rank].last_sequence - s->ranks[rank].head->fragment.sequence + 1;
+    return rank < s->rank_count ? s->ranks[rank].last_sequence - s->ranks[rank].acked_sequence : 0;
+}
+
+bool corral_traj_sender_welcomed(const struct corral_traj_sender *s, uint32_t rank)
+{
+    return rank < s->rank_count && s->ranks[rank].welcomed;
+}
+
+uint64_t corral_traj_sender_unfinished(const struct corral_traj_sender *s, uint32_t rank)
+{
+    const struct corral_traj_rank *r = rank < s->rank_count ? &s->ranks[rank] : NULL;
+    return r != NULL ? r->last_sequence - r->finished_sequence + r->older : 0;
 }
 
 void corral_traj_sender_stats(const struct corral_traj_sender *s, struct corral_traj_sender_stats *out)
@@ -280,6 +336,19 @@ void corral_traj_sender_stats(const struct corral_traj_sender *s, struct corral_
     out->credit_bytes = 0;
     for (uint32_t i = 0; i < s->rank_count; i++) {
         out->credit_bytes += s->ranks[i].limit - s->ranks[i].offset;
+    }
+}
+
+void corral_traj_sender_rank_stats(const struct corral_traj_sender *s, uint32_t rank,
+                                   struct corral_traj_sender_rank_stats *out)
+{
+    *out = (struct corral_traj_sender_rank_stats){.unacked = corral_traj_sender_unacked(s, rank)};
+    if (rank < s->rank_count) {
+        const struct corral_traj_rank *r = &s->ranks[rank];
+        out->unacked_bytes = r->unacked_bytes;
+        out->credit_bytes = r->limit - r->offset;
+        out->blocked = r->blocked;
+        out->blocked_ns = r->blocked_ns;
     }
 }
 

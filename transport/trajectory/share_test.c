@@ -26,7 +26,7 @@ struct world {
     struct corral_traj_sender *sender[WORKERS];
     struct test_fragment next; /* what every worker sends, again and again */
     uint64_t fragment_bytes;
-    const struct corral_fragment *queue[WORKERS][QUEUE_MAX]; /* handed out and not finished, in order */
+    const struct corral_traj_item *queue[WORKERS][QUEUE_MAX]; /* handed out and not finished, in order */
     uint32_t queued[WORKERS];
     uint32_t trained_epoch[WORKERS];
 };
@@ -41,7 +41,7 @@ static enum corral_status receiver_create(struct world *w, uint64_t buffer, uint
                                             .memory = &corral_allocator_heap,
                                             .token = TOKEN,
                                             .workers = workers,
-                                            .fragment_bytes_max = fragment_max};
+                                            .record_bytes_max = fragment_max};
     return corral_traj_receiver_create(&w->receiver, &c, err);
 }
 
@@ -53,7 +53,7 @@ static void world_open(struct world *w, bool size_known)
     test_folder_make(w->folder);
     snprintf(w->bind, sizeof w->bind, "ipc://%s/traj", w->folder);
     test_fragment_sized(&w->next, FRAGMENT_BYTES);
-    w->fragment_bytes = corral_fragment_bytes(&w->next.fragment);
+    w->fragment_bytes = test_fragment_cost(&w->next.fragment);
     check_ok(receiver_create(w, BUFFER, WORKERS, size_known ? w->fragment_bytes : 0, &err));
 }
 
@@ -100,7 +100,7 @@ static void send_what_is_let_in(struct world *w, uint32_t worker)
     enum corral_status status = CORRAL_OK;
     check_ok(corral_traj_sender_poll(w->sender[worker], 1, &err));
     while (status == CORRAL_OK) {
-        status = corral_traj_sender_send(w->sender[worker], 0, &w->next.fragment, &err);
+        status = corral_traj_sender_send_fragment(w->sender[worker], 0, &w->next.fragment, &err);
     }
     check_status(status, CORRAL_AGAIN);
 }
@@ -108,7 +108,7 @@ static void send_what_is_let_in(struct world *w, uint32_t worker)
 /* Takes in all there is; no worker ever has more than its share. */
 static void take_in(struct world *w)
 {
-    const struct corral_fragment *f;
+    const struct corral_traj_item *f;
     struct corral_error err;
     while (corral_traj_receiver_next(w->receiver, 1, &f, &err) == CORRAL_OK) {
         assert_true(f->worker < WORKERS && w->queued[f->worker] < QUEUE_MAX);
@@ -228,7 +228,7 @@ static void gathered_acknowledgements_go_with_the_next_flush(void **state)
     world_open(&w, true);
     test_fragment_free(&w.next);
     test_fragment_sized(&w.next, 4 << 10);
-    w.fragment_bytes = corral_fragment_bytes(&w.next.fragment);
+    w.fragment_bytes = test_fragment_cost(&w.next.fragment);
     sender_open(&w, 0, 1);
     fill_share(&w, 0);
     finish_oldest(&w, 0);
@@ -287,7 +287,7 @@ static void refuses_workers_and_fragments_it_has_no_share_for(void **state)
     fill_share(&w, 0);
     struct test_fragment larger;
     test_fragment_sized(&larger, 2 * FRAGMENT_BYTES);
-    check_status(corral_traj_sender_send(w.sender[0], 0, &larger.fragment, &err), CORRAL_INVALID);
+    check_status(corral_traj_sender_send_fragment(w.sender[0], 0, &larger.fragment, &err), CORRAL_INVALID);
     test_fragment_free(&larger);
     world_close(&w);
 }

@@ -96,11 +96,11 @@ static bool expired(uint64_t at)
 }
 
 /* The fragment with this seed, sent as soon as it is let in; whatever arrives meanwhile is passed to `arrived`. */
-typedef void (*arrived_fn)(struct world *w, const struct corral_fragment *f, void *ctx);
+typedef void (*arrived_fn)(struct world *w, const struct corral_traj_item *f, void *ctx);
 
 static bool pull(struct world *w, uint32_t timeout_ms, arrived_fn arrived, void *ctx)
 {
-    const struct corral_fragment *f;
+    const struct corral_traj_item *f;
     struct corral_error err;
     enum corral_status status = corral_traj_receiver_next(w->receiver, timeout_ms, &f, &err);
     if (status == CORRAL_AGAIN) {
@@ -119,7 +119,7 @@ static void push(struct world *w, struct corral_traj_sender *s, uint64_t seed, u
     test_fragment_make(&t, seed, size);
     uint64_t until = deadline();
     enum corral_status status;
-    while ((status = corral_traj_sender_send(s, 0, &t.fragment, &err)) == CORRAL_AGAIN) {
+    while ((status = corral_traj_sender_send_fragment(s, 0, &t.fragment, &err)) == CORRAL_AGAIN) {
         check_ok(corral_traj_sender_poll(s, 1, &err));
         pull(w, 0, arrived, ctx);
         assert_false(expired(until));
@@ -151,14 +151,16 @@ struct expect_in_order {
     uint32_t size;
 };
 
-static void compare_and_finish(struct world *w, const struct corral_fragment *f, void *ctx)
+static void compare_and_finish(struct world *w, const struct corral_traj_item *f, void *ctx)
 {
     struct expect_in_order *e = ctx;
     struct test_fragment t;
     assert_int_equal(f->sequence, e->next);
-    assert_int_equal(f->run, RUN);
+    struct corral_fragment view;
+    assert_true(test_item_fragment(f, &view));
+    assert_int_equal(view.run, RUN);
     test_fragment_make(&t, e->first_seed + e->next - 1, e->size);
-    assert_true(test_fragment_equal(&t.fragment, f));
+    assert_true(test_item_equal(&t.fragment, f));
     test_fragment_free(&t);
     e->next++;
     corral_traj_receiver_finish(w->receiver, f);
@@ -209,12 +211,12 @@ static void carries_every_tensor_bit_for_bit_over_tcp_with_curve(void **state)
 
 struct crowd {
     uint64_t next[CROWD];
-    const struct corral_fragment *held[4096];
+    const struct corral_traj_item *held[4096];
     uint32_t held_first, held_end;
     struct corral_rng rng;
 };
 
-static void keep_for_a_while(struct world *w, const struct corral_fragment *f, void *ctx)
+static void keep_for_a_while(struct world *w, const struct corral_traj_item *f, void *ctx)
 {
     struct crowd *c = ctx;
     struct corral_traj_receiver_stats stats;
@@ -247,7 +249,7 @@ static void never_holds_more_than_the_buffer_and_serves_everyone(void **state)
             struct corral_error err;
             check_ok(corral_traj_sender_poll(senders[i], 0, &err));
             if (sent[i] < CROWD_EACH &&
-                corral_traj_sender_send(senders[i], 0, &waiting[i].fragment, &err) == CORRAL_OK) {
+                corral_traj_sender_send_fragment(senders[i], 0, &waiting[i].fragment, &err) == CORRAL_OK) {
                 test_fragment_free(&waiting[i]);
                 sent[i]++;
                 total++;
@@ -281,10 +283,10 @@ static void refuses_a_fragment_larger_than_the_buffer(void **state)
     struct expect_in_order e = {.next = 1, .first_seed = 1, .size = 2};
     push(&w, s, 1, 2, compare_and_finish, &e);
     test_fragment_sized(&t, 64 << 10);
-    check_status(corral_traj_sender_send(s, 0, &t.fragment, &err), CORRAL_INVALID);
+    check_status(corral_traj_sender_send_fragment(s, 0, &t.fragment, &err), CORRAL_INVALID);
     test_fragment_free(&t);
     test_fragment_sized(&t, 2 << 20);
-    check_status(corral_traj_sender_send(s, 0, &t.fragment, &err), CORRAL_INVALID);
+    check_status(corral_traj_sender_send_fragment(s, 0, &t.fragment, &err), CORRAL_INVALID);
     test_fragment_free(&t);
     corral_traj_sender_destroy(s, 0);
     world_close(&w);
@@ -297,22 +299,22 @@ static void a_full_window_blocks_until_acknowledged(void **state)
     struct corral_error err;
     struct test_fragment t;
     test_fragment_make(&t, 5, 8);
-    uint64_t bytes = corral_fragment_bytes(&t.fragment);
+    uint64_t bytes = test_fragment_cost(&t.fragment);
     world_open(&w, false);
     receiver_open(&w, 4 << 20);
     struct corral_traj_sender *s = sender_open(&w, 0, 1, 2 * bytes, &corral_allocator_heap);
     struct expect_in_order e = {.next = 1, .first_seed = 5, .size = 8};
     push(&w, s, 5, 8, compare_and_finish, &e);
-    const struct corral_fragment *first = NULL;
+    const struct corral_traj_item *first = NULL;
     uint64_t until = deadline();
-    while (corral_traj_sender_send(s, 0, &t.fragment, &err) != CORRAL_OK) {
+    while (corral_traj_sender_send_fragment(s, 0, &t.fragment, &err) != CORRAL_OK) {
         check_ok(corral_traj_sender_poll(s, 1, &err));
         assert_false(expired(until));
     }
     struct corral_traj_sender_stats stats;
     corral_traj_sender_stats(s, &stats);
     if (stats.unacked_bytes == 2 * bytes) { /* nothing acknowledged yet */
-        check_status(corral_traj_sender_send(s, 0, &t.fragment, &err), CORRAL_AGAIN);
+        check_status(corral_traj_sender_send_fragment(s, 0, &t.fragment, &err), CORRAL_AGAIN);
     }
     for (int finished = 0; finished < 2;) {
         if (corral_traj_receiver_next(w.receiver, 10, &first, &err) == CORRAL_OK) {
@@ -321,7 +323,7 @@ static void a_full_window_blocks_until_acknowledged(void **state)
         }
         assert_false(expired(until));
     }
-    while (corral_traj_sender_send(s, 0, &t.fragment, &err) != CORRAL_OK) {
+    while (corral_traj_sender_send_fragment(s, 0, &t.fragment, &err) != CORRAL_OK) {
         check_ok(corral_traj_sender_poll(s, 1, &err));
         assert_false(expired(until));
     }
@@ -452,11 +454,11 @@ static void a_newer_epoch_supersedes_and_held_fragments_stay_valid(void **state)
     }
     struct test_fragment t;
     test_fragment_make(&t, 70, 10);
-    assert_true(test_fragment_equal(&t.fragment, c.held[0]));
+    assert_true(test_item_equal(&t.fragment, c.held[0]));
     /* The old process goes on as if nothing had happened: it never gets in again, and learns why. */
     enum corral_status status = CORRAL_OK;
     for (uint64_t n = 0; status != CORRAL_INVALID; n++) {
-        (void)corral_traj_sender_send(old, 0, &t.fragment, &err);
+        (void)corral_traj_sender_send_fragment(old, 0, &t.fragment, &err);
         status = corral_traj_sender_poll(old, 1, &err);
         check_status(corral_traj_receiver_next(w.receiver, 1, &c.held[2], &err), CORRAL_AGAIN);
         if (n == 20) { /* a reconnect makes it say hello */
@@ -483,7 +485,7 @@ static void expect_refusal(struct world *w, struct corral_traj_sender_config *c,
     struct corral_error err = {.text = ""};
     struct corral_traj_sender *s = NULL;
     struct test_fragment t;
-    const struct corral_fragment *f;
+    const struct corral_traj_item *f;
     c->zmq_context = w->context;
     c->memory = &corral_allocator_heap;
     c->window_bytes = 1 << 20;
@@ -496,7 +498,7 @@ static void expect_refusal(struct world *w, struct corral_traj_sender_config *c,
     }
     assert_non_null(strstr(err.text, reason));
     test_fragment_make(&t, 1, 2);
-    check_status(corral_traj_sender_send(s, 0, &t.fragment, &err), CORRAL_INVALID);
+    check_status(corral_traj_sender_send_fragment(s, 0, &t.fragment, &err), CORRAL_INVALID);
     test_fragment_free(&t);
     corral_traj_sender_destroy(s, 1000); /* does not wait for a receiver that refuses */
 }
@@ -595,7 +597,7 @@ static void passes_on_the_senders_own_denial(void **state)
     test_fragment_make(&t, 8, 4);
     uint64_t until = deadline();
     enum corral_status status;
-    while ((status = corral_traj_sender_send(s, 0, &t.fragment, &err)) == CORRAL_AGAIN) {
+    while ((status = corral_traj_sender_send_fragment(s, 0, &t.fragment, &err)) == CORRAL_AGAIN) {
         check_ok(corral_traj_sender_poll(s, 1, &err));
         pull(&w, 0, compare_and_finish, &e);
         assert_false(expired(until));
@@ -603,7 +605,7 @@ static void passes_on_the_senders_own_denial(void **state)
     check_status(status, CORRAL_DENIED);
     assert_int_equal(memory.denials, 1);
     memory.limit = 1 << 20;
-    check_ok(corral_traj_sender_send(s, 0, &t.fragment, &err)); /* the sequence has no gap */
+    check_ok(corral_traj_sender_send_fragment(s, 0, &t.fragment, &err)); /* the sequence has no gap */
     assert_int_equal(t.fragment.sequence, 1);
     test_fragment_free(&t);
     settle(&w, s, compare_and_finish, &e);

@@ -1,10 +1,36 @@
 #include "transport/trajectory/test_support.h"
 #include "base/file.h"
 #include "base/rng.h"
-#include "transport/trajectory/wire.h"
+#include "transport/trajectory/record/prologue.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+static void get_tensors(const struct corral_fragment *f, const void *out[CORRAL_FRAGMENT_FRAMES])
+{
+    const void *const in[CORRAL_FRAGMENT_FRAMES] = {
+        f->obs,     f->action, f->log_prob, f->reward,      f->terminated,   f->truncated, f->valid,
+        f->version, f->mask,   f->last_obs, f->boundary_at, f->boundary_obs, f->episode,
+    };
+    memcpy(out, in, sizeof in);
+}
+
+static void set_tensors(struct corral_fragment *f, const void *const in[CORRAL_FRAGMENT_FRAMES])
+{
+    f->obs = in[0];
+    f->action = in[1];
+    f->log_prob = in[2];
+    f->reward = in[3];
+    f->terminated = in[4];
+    f->truncated = in[5];
+    f->valid = in[6];
+    f->version = in[7];
+    f->mask = in[8];
+    f->last_obs = in[9];
+    f->boundary_at = in[10];
+    f->boundary_obs = in[11];
+    f->episode = in[12];
+}
 
 static void fill(struct test_fragment *t, struct corral_rng *rng)
 {
@@ -24,7 +50,7 @@ static void fill(struct test_fragment *t, struct corral_rng *rng)
     for (uint32_t i = 0; i < t->fragment.boundary_count; i++) {
         boundary[i] = i;
     }
-    corral_fragment_set_tensors(&t->fragment, views);
+    set_tensors(&t->fragment, views);
 }
 
 void test_fragment_make(struct test_fragment *t, uint64_t seed, uint32_t size)
@@ -74,8 +100,8 @@ bool test_fragment_equal(const struct corral_fragment *a, const struct corral_fr
         a->action_continuous != b->action_continuous) {
         return false;
     }
-    corral_fragment_tensors(a, in_a);
-    corral_fragment_tensors(b, in_b);
+    get_tensors(a, in_a);
+    get_tensors(b, in_b);
     for (int i = 0; i < CORRAL_FRAGMENT_FRAMES; i++) {
         if (bytes[i] == 0 ? in_b[i] != NULL
                           : ((uintptr_t)in_b[i] % 64 != 0 || memcmp(in_a[i], in_b[i], bytes[i]) != 0)) {
@@ -83,6 +109,54 @@ bool test_fragment_equal(const struct corral_fragment *a, const struct corral_fr
         }
     }
     return true;
+}
+
+uint64_t test_fragment_cost(const struct corral_fragment *f)
+{
+    struct corral_traj_record record;
+    struct corral_traj_tensor tensors[CORRAL_FRAGMENT_FRAMES];
+    uint64_t bytes;
+    if (corral_fragment_record(f, &record, tensors, NULL) != CORRAL_OK ||
+        corral_traj_record_bytes(&record, &bytes, NULL) != CORRAL_OK) {
+        abort();
+    }
+    return corral_traj_cost(bytes);
+}
+
+bool test_item_fragment(const struct corral_traj_item *item, struct corral_fragment *out)
+{
+    static _Thread_local struct corral_traj_view view;
+    return corral_traj_record_decode(item->data, item->bytes, &view, NULL) == CORRAL_OK &&
+           corral_fragment_of(&view.record, out, NULL) == CORRAL_OK && out->worker == item->worker &&
+           out->epoch == item->epoch && out->sequence == item->sequence;
+}
+
+bool test_item_equal(const struct corral_fragment *expected, const struct corral_traj_item *item)
+{
+    struct corral_fragment f;
+    return test_item_fragment(item, &f) && test_fragment_equal(expected, &f);
+}
+
+void *test_numbered_record(uint64_t run, uint32_t worker, uint32_t epoch, uint64_t sequence, uint64_t payload,
+                           uint64_t *bytes)
+{
+    struct corral_traj_tensor tensor = {
+        .name = "token_ids", .dtype = CORRAL_TRAJ_U8, .dims = 1, .shape = {payload}};
+    struct corral_traj_record record = {.size = sizeof record,
+                                        .run = run,
+                                        .worker = worker,
+                                        .epoch = epoch,
+                                        .sequence = sequence,
+                                        .tensor_count = 1,
+                                        .tensors = &tensor};
+    void *memory = NULL;
+    if (corral_traj_record_bytes(&record, bytes, NULL) != CORRAL_OK ||
+        (memory = aligned_alloc(64, *bytes)) == NULL ||
+        corral_traj_record_encode(&record, memory, *bytes, NULL) != CORRAL_OK) {
+        abort();
+    }
+    memset(corral_traj_record_place(memory, 0), (int)(sequence & 0x7f), payload);
+    return memory;
 }
 
 static enum corral_status counted_alloc(void *ctx, size_t bytes, const char *what, void **out,

@@ -4,6 +4,8 @@
 
 #include "base/memory.h"
 #include "transport/trajectory/fragment.h"
+#include "transport/trajectory/item.h"
+#include <corral/trajectory.h>
 
 struct test_fragment {
     struct corral_fragment fragment;
@@ -16,6 +18,15 @@ void test_fragment_sized(struct test_fragment *t, uint64_t bytes);
 void test_fragment_free(struct test_fragment *t);
 /* Same shapes and tensors bit for bit, and every tensor aligned to 64 bytes. */
 bool test_fragment_equal(const struct corral_fragment *a, const struct corral_fragment *b);
+
+/* What its record counts for. */
+uint64_t test_fragment_cost(const struct corral_fragment *f);
+/* The fragment in a record that arrived; false when it holds none, or another identity than the item says. */
+bool test_item_fragment(const struct corral_traj_item *item, struct corral_fragment *out);
+bool test_item_equal(const struct corral_fragment *expected, const struct corral_traj_item *item);
+/* An encoded record with one tensor of `payload` bytes that follow from its sequence; free() it. */
+void *test_numbered_record(uint64_t run, uint32_t worker, uint32_t epoch, uint64_t sequence, uint64_t payload,
+                           uint64_t *bytes);
 
 /* Each byte is counted; an allocation above `limit` is denied. Any thread that owns it. */
 struct test_allocator {

@@ -7,11 +7,18 @@ corral_test(transport_trajectory_share_test SOURCES trajectory/share_test.c traj
   LIBS PkgConfig::ZMQ TIMEOUT 300)
 corral_test(transport_trajectory_fault_test SOURCES trajectory/fault_test.c trajectory/test_support.c DEPS corral_transport
   LIBS PkgConfig::ZMQ TIMEOUT 300)
+corral_test(transport_trajectory_records_test SOURCES trajectory/records_test.c trajectory/test_support.c
+  DEPS corral_transport LIBS PkgConfig::ZMQ TIMEOUT 300)
+corral_test(transport_trajectory_log_test SOURCES trajectory/log_test.c trajectory/test_support.c
+  DEPS corral_transport LIBS PkgConfig::ZMQ TIMEOUT 300)
 corral_test(transport_trajectory_protocol_test SOURCES trajectory/protocol_test.c trajectory/test_support.c
   DEPS corral_transport LIBS PkgConfig::ZMQ TIMEOUT 300)
 if(CORRAL_SANITIZE STREQUAL "thread" AND TARGET transport_trajectory_stream_test)
   # ZeroMQ is not instrumented: the queues between its threads are invisible to the sanitizer.
   set_tests_properties(transport_trajectory_stream_test transport_trajectory_fault_test transport_trajectory_protocol_test
-    transport_trajectory_share_test PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
+    transport_trajectory_share_test transport_trajectory_records_test transport_trajectory_log_test PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
 endif()
-corral_fuzz(transport_fuzz_fragment SOURCES trajectory/fuzz_fragment.c DEPS corral_transport)
+corral_fuzz(transport_fuzz_wire SOURCES trajectory/fuzz_wire.c DEPS corral_transport)
+foreach(trajectory_part record ring wal local)
+  include(${CMAKE_CURRENT_SOURCE_DIR}/trajectory/${trajectory_part}/tests.cmake OPTIONAL)
+endforeach()

@@ -1,20 +1,24 @@
-/* The messages of the trajectory plane (docs/spec/trajectory.md) as one struct, encoded and decoded by one table. Private to trajectory/. */
+/* The messages of the trajectory plane (docs/spec/trajectory-stream.md): control messages as one struct, encoded and decoded by one table, and the header of a batch of records.
+ * Private to trajectory/. */
 #ifndef CORRAL_TRANSPORT_TRAJECTORY_WIRE_H
 #define CORRAL_TRANSPORT_TRAJECTORY_WIRE_H
 
 #include "base/mpack.h"
 #include "transport/bus/bus.h"
-#include "transport/trajectory/fragment.h"
+#include "transport/trajectory/record/prologue.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
 
-#define CORRAL_TRAJ_PROTOCOL 1u
-#define CORRAL_TRAJ_CONTROL_BYTES_MAX 1024 /* any message but a fragment */
-/* A fragment's frame: magic, header length, msgpack header, zeros up to the area's end, tensors. */
-#define CORRAL_TRAJ_MAGIC 0x31465243u /* "CRF1" */
-#define CORRAL_TRAJ_AREA_BYTES 384u
+#define CORRAL_TRAJ_PROTOCOL 2u
+#define CORRAL_TRAJ_CONTROL_BYTES_MAX 1024  /* any message but records */
+#define CORRAL_TRAJ_BATCH_MAGIC 0x32425443u /* "CTB2" */
+#define CORRAL_TRAJ_BATCH_BYTES_MAX \
+    (256u << 10)                            /* of several records in one message; a larger one goes alone */
+#define CORRAL_TRAJ_ALONE_BYTES (64u << 10) /* from here on a record is not gathered with others */
 
 enum corral_traj_type {
     CORRAL_TRAJ_HELLO,
-    CORRAL_TRAJ_FRAGMENT,
     CORRAL_TRAJ_WANT,
     CORRAL_TRAJ_LIMIT,
     CORRAL_TRAJ_PING,
@@ -30,39 +34,49 @@ enum corral_traj_type {
 struct corral_traj_message {
     enum corral_traj_type type;
     uint64_t session, protocol;
+    uint64_t run;
+    uint32_t worker, epoch;
     uint64_t first;    /* hello: the lowest sequence the sender still has or will send */
-    uint64_t acked;    /* cumulative: finished up to here */
+    uint64_t acked;    /* cumulative: done with up to here */
+    uint64_t finished; /* cumulative: finished up to here; with a log it is behind `acked` */
+    uint64_t older;    /* records of earlier epochs of the worker that are not finished */
     uint64_t received; /* welcome: received up to here */
     uint64_t bytes;    /* cumulative byte limit, or what is wanted, see the spec */
-    uint64_t buffer;   /* welcome: no fragment larger than this is ever let in */
-    uint64_t format;
-    struct corral_fragment fragment; /* run, worker, epoch, sequence, shapes; never pointers */
+    uint64_t buffer;   /* welcome: no record that counts for more than this is ever let in */
+    uint64_t sequence; /* resend: go back to this one */
     char token[CORRAL_BUS_TOKEN_MAX];
     char reason[160];
 };
 
-/* Resets the writer and leaves the finished map in it: the whole frame, or a fragment's header. */
+/* Resets the writer and leaves the finished map in it: the whole frame. */
 void corral_traj_encode(struct corral_mpack_writer *w, const struct corral_traj_message *m);
-/* The area in front of a fragment's tensors. */
-enum corral_status corral_traj_encode_area(struct corral_mpack_writer *w, const struct corral_traj_message *m,
-                                           uint8_t area[CORRAL_TRAJ_AREA_BYTES], struct corral_error *err);
-/* Any frame. Malformed, of unknown type or out of range: CORRAL_PROTOCOL. Of a fragment, the header alone is looked at. */
+/* Any control message. Malformed, of unknown type or out of range: CORRAL_PROTOCOL. */
 enum corral_status corral_traj_decode(const void *data, size_t bytes, struct corral_traj_message *out,
                                       struct corral_error *err);
-/* A decoded fragment's shapes against the size of its frame: offsets of the tensors behind the area, and their bytes together. */
-enum corral_status corral_traj_check_frame(const struct corral_traj_message *m, size_t frame_bytes,
-                                           uint64_t bytes[CORRAL_FRAGMENT_FRAMES],
-                                           uint64_t offsets[CORRAL_FRAGMENT_FRAMES], uint64_t *total,
-                                           struct corral_error *err);
 
-/* The tensors of a fragment as an array in frame order. */
-void corral_fragment_tensors(const struct corral_fragment *f, const void *out[CORRAL_FRAGMENT_FRAMES]);
-void corral_fragment_set_tensors(struct corral_fragment *f, const void *const in[CORRAL_FRAGMENT_FRAMES]);
-/* Boundaries must ascend and lie inside: they are used as indices. */
-bool corral_fragment_boundaries_valid(const struct corral_fragment *f);
+/* In front of the records of one message. */
+struct corral_traj_batch {
+    uint32_t magic, protocol;
+    uint64_t session;
+    uint64_t first; /* sequence of the first record; the others follow without gaps */
+    uint64_t bytes; /* of the records together: the rest of the frame */
+    uint32_t count, reserved0;
+    uint64_t reserved1[3];
+};
+static_assert(sizeof(struct corral_traj_batch) == 64, "docs/spec/trajectory-stream.md");
 
-/* Where tensor i starts in one 64-byte aligned block; returns the bytes of the block, never above corral_fragment_bytes(). */
-uint64_t corral_fragment_offsets(const uint64_t bytes[CORRAL_FRAGMENT_FRAMES],
-                                 uint64_t offsets[CORRAL_FRAGMENT_FRAMES]);
+/* True when a frame claims to be a batch of records; anything else is a control message. */
+bool corral_traj_is_batch(const void *data, size_t bytes);
+/* The header, and that records of whole prologues fill the frame exactly, all of one (run, worker, epoch), numbered first, first + 1, …: CORRAL_PROTOCOL otherwise. The frame
+ * need not be aligned. `first` gets the prologue of the first record. Hot path. */
+enum corral_status corral_traj_batch_check(const void *frame, size_t bytes, struct corral_traj_batch *out,
+                                           struct corral_traj_prologue *first, struct corral_error *err);
+/* The size of the record at `at`, which has been checked. */
+static inline uint64_t corral_traj_record_size(const void *at)
+{
+    uint64_t bytes;
+    memcpy(&bytes, (const char *)at + offsetof(struct corral_traj_prologue, bytes), sizeof bytes);
+    return bytes;
+}
 
 #endif

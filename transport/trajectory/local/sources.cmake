@@ -1,0 +1,1 @@
+list(APPEND CORRAL_TRAJECTORY_SOURCES trajectory/local/local.c)

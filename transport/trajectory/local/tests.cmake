@@ -1,0 +1,1 @@
+corral_test(transport_trajectory_local_test SOURCES trajectory/local/local_test.c DEPS corral_transport)

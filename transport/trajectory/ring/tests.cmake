@@ -1,0 +1,6 @@
+corral_test(transport_ring_test SOURCES trajectory/ring/ring_test.c DEPS corral_transport)
+corral_test(transport_ring_wake_test SOURCES trajectory/ring/wake_test.c DEPS corral_transport)
+corral_test(transport_ring_death_test SOURCES trajectory/ring/death_test.c DEPS corral_transport)
+corral_test(transport_ring_damage_test SOURCES trajectory/ring/damage_test.c DEPS corral_transport)
+corral_test(transport_ring_explorer_test SOURCES trajectory/ring/explorer_test.c)
+corral_fuzz(transport_fuzz_ring SOURCES trajectory/ring/fuzz_ring.c DEPS corral_transport)

@@ -1,0 +1,6 @@
+corral_test(transport_trajectory_wal_test SOURCES trajectory/wal/wal_test.c trajectory/wal/test_wal.c DEPS corral_transport)
+corral_test(transport_trajectory_wal_damage_test SOURCES trajectory/wal/damage_test.c trajectory/wal/test_wal.c DEPS corral_transport)
+corral_test(transport_trajectory_wal_fault_test SOURCES trajectory/wal/fault_test.c trajectory/wal/test_wal.c DEPS corral_transport)
+corral_test(transport_trajectory_wal_power_test SOURCES trajectory/wal/power_test.c trajectory/wal/test_power.c trajectory/wal/test_wal.c DEPS corral_transport)
+corral_fuzz(transport_fuzz_wal SOURCES trajectory/wal/fuzz_wal.c DEPS corral_transport)
+corral_test(transport_trajectory_wal_stream_log_test SOURCES trajectory/wal/stream_log_test.c trajectory/wal/test_wal.c DEPS corral_transport)
