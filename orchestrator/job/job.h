@@ -42,6 +42,11 @@ enum corral_engine_kind {
 enum corral_algorithm_kind { CORRAL_ALGORITHM_PPO, CORRAL_ALGORITHM_VTRACE };
 enum corral_stream_durability { CORRAL_STREAM_MEMORY, CORRAL_STREAM_WAL };
 enum corral_stream_sync { CORRAL_STREAM_SYNC_GROUP, CORRAL_STREAM_SYNC_NEVER };
+enum corral_stream_transport {
+    CORRAL_STREAM_AUTO,
+    CORRAL_STREAM_SHM,
+    CORRAL_STREAM_ZMQ
+}; /* as enum corral_traj_transport */
 enum corral_stream_keep { CORRAL_STREAM_KEEP_CHECKPOINT, CORRAL_STREAM_KEEP_ALL };
 enum corral_weights_transport {
     CORRAL_WEIGHTS_AUTO,
@@ -190,6 +195,7 @@ struct corral_job {
     } staleness;
     struct {
         uint64_t buffer; /* bytes per trainer */
+        enum corral_stream_transport transport;
         enum corral_stream_durability durability;
         /* with `wal` */
         enum corral_stream_sync sync;

@@ -215,10 +215,13 @@ static const struct error_case cases[] = {
      "20:8: error: missing key `model.layers`: needed when model.kind is \"transformer\""},
     {GOOD "[engine]\nkind = \"vllm\"\n",
      "20:8: error: `engine.kind` must be \"builtin\" when model.kind is \"mlp\""},
+    {GOOD "[stream]\ntransport = \"tcp\"\n",
+     "20:13: error: `stream.transport` must be one of \"auto\", \"shm\", \"zmq\", not \"tcp\""},
     {GOOD "[stream]\ndurability = \"wal\"\nlog_max = \"1GiB\"\n",
      "21:11: error: `stream.log_max` needs `checkpoint.every`: the log is only trimmed at checkpoints"},
     {GOOD "[stream]\ndurability = \"wal\"\nlog_max = \"1GiB\"\nkeep = \"all\"\n",
-     "21:11: error: `stream.log_max` limits what `stream.keep` = \"all\" keeps for good; leave one of them out"},
+     "21:11: error: `stream.log_max` limits what `stream.keep` = \"all\" keeps for good; leave one of them "
+     "out"},
     {GOOD "eval_return = 5\n", "19:15: error: `stop.eval_return` needs a partition with role = \"eval\""},
     {HEAD NODE TRAIN ROLL ENV "[stop]\nwall = \"5s\"\n[algorithm]\nlr_final = 0.0\n",
      "20:12: error: `algorithm.lr_final` needs algorithm.schedule_steps or stop.env_steps: how long the way "

@@ -22,6 +22,7 @@ static const char *const backends[] = {"builtin", "torch", NULL};
 static const char *const engines[] = {"builtin", "vllm", "sglang", "llamacpp", NULL};
 static const char *const isolations[] = {"in-process", "process", NULL};
 static const char *const algorithms[] = {"ppo", "vtrace", NULL};
+static const char *const stream_transports[] = {"auto", "shm", "zmq", NULL};
 static const char *const durabilities[] = {"memory", "wal", NULL};
 static const char *const syncs[] = {"group", "never", NULL};
 static const char *const keeps[] = {"checkpoint", "all", NULL};
@@ -34,7 +35,8 @@ _Static_assert(CORRAL_TANH == 0 && CORRAL_RELU == 1, "activations[] follows enum
 _Static_assert(CORRAL_ISOLATION_IN_PROCESS == 0 && CORRAL_ISOLATION_PROCESS == 1,
                "isolations[] follows enum corral_isolation");
 
-_Static_assert(CORRAL_WEIGHT_CAST_NONE == 0 && CORRAL_WEIGHT_CAST_FP8 == 3, "casts[] follows enum corral_weight_cast");
+_Static_assert(CORRAL_WEIGHT_CAST_NONE == 0 && CORRAL_WEIGHT_CAST_FP8 == 3,
+               "casts[] follows enum corral_weight_cast");
 _Static_assert(CORRAL_RESTART_ALWAYS == 0 && CORRAL_RESTART_NEVER == 2,
                "restarts[] follows enum corral_restart");
 _Static_assert(CORRAL_UNKNOWN_DRIVER_REFUSE == 0, "unknown_drivers[] follows enum corral_unknown_driver");
@@ -185,6 +187,7 @@ const struct corral_option corral_options[] = {
     {"staleness", "max_versions", CORRAL_OPTION_U32, DEF("1"), RANGE(0, 1e6), JOB(staleness.max_versions), .help = "Weight versions between what acted and what trains, from the oldest step."},
 
     {"stream", "buffer", CORRAL_OPTION_BYTES, DEF("\"8MiB\""), RANGE(4096, 1e12), JOB(stream.buffer), .help = "Trajectories waiting in front of each trainer."},
+    {"stream", "transport", CORRAL_OPTION_ENUM, DEF("\"zmq\""), .choices = stream_transports, JOB(stream.transport), .help = "How trajectories get to a trainer. `auto`: through shared memory where both are on one node, else over ZeroMQ; `shm` and `zmq`: this way only."},
     {"stream", "durability", CORRAL_OPTION_ENUM, DEF("\"memory\""), .choices = durabilities, JOB(stream.durability), .help = "Where waiting trajectories live. `wal`: also in a log on disk, RUN/traj, before they are acknowledged; `resume` then loses none."},
     {"stream", "sync", CORRAL_OPTION_ENUM, DEF("\"group\""), .choices = syncs, JOB(stream.sync), .help = "wal: what counts as durable. `group`: synced to disk, many at a time; `never`: given to the kernel, which survives kill -9 of everything but not a power cut."},
     {"stream", "keep", CORRAL_OPTION_ENUM, DEF("\"checkpoint\""), .choices = keeps, JOB(stream.keep), .help = "wal: how long. `checkpoint`: until no kept checkpoint needs it; `all`: for good, to look at with `rlctl traj`."},

@@ -2,6 +2,7 @@
 #include "base/text.h"
 #include "rollout/worker/fragment_builder.h"
 #include "trainer-bridge/learners/ppo.h"
+#include "transport/trajectory/sender.h"
 #include "transport/weights/node_receiver.h"
 #include "worker/fragment_share.h"
 #include <string.h>
@@ -308,6 +309,17 @@ static uint64_t leased_fragments(const struct corral_job *job, uint64_t rows)
            (1 + (uint64_t)job->staleness.max_versions);
 }
 
+/* What is kept for the trainers: where it may go through rings, at least a ring to each of those that this worker sends to (ring_sizes() in orchestrator/worker/worker_config.c). */
+static uint64_t sender_bytes(const struct corral_job *job, uint64_t leased, uint64_t fragment)
+{
+    const uint32_t workers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_ROLLOUT));
+    const uint32_t trainers = CORRAL_MAX(1u, corral_job_role_count(job, CORRAL_ROLE_TRAIN));
+    const uint64_t ranks = trainers / corral_fragment_common(workers, trainers);
+    const uint64_t plain = leased * fragment, ring = CORRAL_MAX(leased / ranks, UINT64_C(2)) * fragment;
+    const bool rings = job->stream.transport != CORRAL_STREAM_ZMQ;
+    return 16384 + (rings ? CORRAL_MAX(plain, ranks * corral_traj_ring_bytes(ring)) : plain);
+}
+
 /* What a cast, and what deltas take besides: at most a copy of all that is sent, a quarter of it encoded, and three buckets. */
 static void weight_form_items(const struct corral_job *job, uint64_t processes, uint64_t weights,
                               struct corral_plan_memory *m)
@@ -399,7 +411,7 @@ enum corral_status corral_plan_mlp_memory(const struct corral_job *job, const st
         snprintf(what, sizeof what, "fragment in the making, %llu rows", (unsigned long long)rows);
         item(&m, processes * bytes, what);
         snprintf(what, sizeof what, "%llu fragments not yet trained on", (unsigned long long)leased);
-        item(&m, processes * (leased * fragment * 3 / 2 + 16384),
+        item(&m, processes * sender_bytes(job, leased, fragment * 3 / 2),
              what); /* half more: final observations, finished episodes, rounding */
     } else {
         const uint64_t eval_rows = CORRAL_MIN((uint64_t)job->eval.episodes, UINT64_C(1024)) * env->agents;

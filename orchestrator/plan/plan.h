@@ -36,8 +36,8 @@ struct corral_plan_memory {
     uint32_t partition;
     uint32_t item_count;
     struct corral_plan_item item[CORRAL_PLAN_ITEMS_MAX];
-    uint64_t log_step; /* trainers with a trajectory log: bytes on disk per gradient step, each trainer */
-    uint64_t log_kept; /* at most, when it is trimmed at checkpoints; 0: it grows as long as the run */
+    uint64_t log_step;     /* trainers with a trajectory log: bytes on disk per gradient step, each trainer */
+    uint64_t log_kept;     /* at most, when it is trimmed at checkpoints; 0: it grows as long as the run */
     uint64_t need;         /* sum of the items: what each device of the partition must hold */
     uint64_t kv_bytes;     /* engines: left for the KV cache, per device (0 = none) */
     uint64_t kv_per_token; /* bytes per token on one device */

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "orchestrator/plan/memory.h"
 #include "orchestrator/weight_lanes.h"
+#include "transport/trajectory/sender.h"
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,6 +124,18 @@ static void fragment_sizes(const struct corral_job *job, const struct corral_vec
     *bytes = corral_fragment_bytes(&f);
 }
 
+/* A worker sends to `ranks` trainers, to each the same number of fragments a step. What its lease allows of them fits into the window and into each ring; a ring takes at least two. */
+static void ring_sizes(struct corral_rollout_config *c, uint64_t fragment)
+{
+    uint64_t ranks = c->share.trainers / corral_fragment_common(c->share.workers, c->share.trainers);
+    uint64_t leased = c->share.per_step / ranks * (1 + (uint64_t)c->max_versions);
+    c->ring_bytes = corral_traj_ring_bytes(fragment * CORRAL_MAX(leased, UINT64_C(2)));
+    c->window_bytes = fragment * c->share.per_step * (1 + (uint64_t)c->max_versions);
+    if (c->transport != CORRAL_TRAJ_ZMQ) {
+        c->window_bytes = CORRAL_MAX(c->window_bytes, ranks * c->ring_bytes);
+    }
+}
+
 enum corral_status corral_job_rollout_config(const struct corral_job *job,
                                              const struct corral_job_worker *worker, uint32_t epoch,
                                              const struct corral_launch_file *launch,
@@ -139,7 +152,8 @@ enum corral_status corral_job_rollout_config(const struct corral_job *job,
     out->max_versions = job->staleness.max_versions;
     uint64_t bytes;
     fragment_sizes(job, env, &bytes);
-    out->window_bytes = bytes * out->share.per_step * (1 + (uint64_t)out->max_versions);
+    out->transport = (enum corral_traj_transport)job->stream.transport;
+    ring_sizes(out, bytes);
     bool first_life = epoch == launch->incarnation * CORRAL_EPOCHS_PER_INCARNATION;
     /* With a log, the trainer gets again what these environments did since the checkpoint: they must not do it once more. */
     out->logged = job->stream.durability == CORRAL_STREAM_WAL;

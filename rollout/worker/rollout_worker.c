@@ -65,10 +65,15 @@ static enum corral_status rollout_open(struct rollout *r, struct corral_error *e
         .worker = launch->index,
         .epoch = launch->epoch,
         .window_bytes = c->window_bytes,
+        .ring_bytes = c->ring_bytes,
+        .transport = c->transport,
         .memory = r->session->memory,
         .token = launch->token,
         .server_key = launch->server_key[0] ? launch->server_key : NULL,
     };
+    for (uint32_t rank = 0; rank < CORRAL_MIN(c->share.trainers, 64u); rank++) {
+        sender.no_ring |= (uint64_t)(corral_fragment_quota(&c->share, launch->index, rank) == 0) << rank;
+    }
     CORRAL_TRY(corral_traj_sender_create(&r->sender, &sender, err));
     corral_rng_seed(&r->rng, corral_seed_derive(c->seed, 0x616374, launch->index, launch->epoch));
     r->out = corral_mpack_writer_create();
@@ -286,7 +291,8 @@ static enum corral_status wait_for_ack(struct rollout *r, bool of_memory, struct
 static enum corral_status try_send(struct rollout *r, bool patient, struct corral_error *err)
 {
     const struct corral_fragment_share *share = &r->config->share;
-    enum corral_status status = corral_traj_sender_send_fragment(r->sender, r->rank, &r->builder.fragment, err);
+    enum corral_status status =
+        corral_traj_sender_send_fragment(r->sender, r->rank, &r->builder.fragment, err);
     for (uint32_t k = 0; k < share->per_step && status == CORRAL_AGAIN && !patient; k++) {
         uint32_t rank = corral_fragment_rank(share, r->session->launch.index, k);
         if (rank != r->rank && lease_open(r, rank)) {

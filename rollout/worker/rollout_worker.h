@@ -11,6 +11,7 @@
 
 #include "model/policy.h"
 #include "rollout/env_host/vec.h"
+#include "transport/trajectory/item.h"
 #include "transport/weights/form.h"
 #include "worker/fragment_share.h"
 #include "worker/session.h"
@@ -23,8 +24,10 @@ struct corral_rollout_config {
     uint32_t fragment_steps;
     struct corral_fragment_share share;
     uint32_t max_versions;
-    bool logged; /* trainers keep a trajectory log: no fragment is begun before they have said what is left in it */
-    uint64_t window_bytes;
+    bool
+        logged; /* trainers keep a trajectory log: no fragment is begun before they have said what is left in it */
+    uint64_t window_bytes, ring_bytes; /* the ring to one trainer of this node, which is part of the window */
+    enum corral_traj_transport transport;
     char snapshot[1024]; /* environment snapshot to start from, or "" */
 };
 

@@ -123,6 +123,7 @@ enum corral_status corral_trainer_publish_where_we_stand(struct corral_trainer *
     corral_trainer_log_rebase(t, before, agreed[0]);
     t->state.counters.version = agreed[0];
     t->state.counters.pushes = agreed[1];
+    t->standing = true;
     corral_trainer_save_state(t);
     CORRAL_TRY(corral_trainer_publish(t, &took_ns, err));
     return say_where_we_stand(t, err);

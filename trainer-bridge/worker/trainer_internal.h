@@ -29,6 +29,8 @@ struct corral_trainer {
     struct corral_publish_stats pushed;        /* rank 0: of the last version */
     struct corral_mpack_writer *out;
     struct corral_trainer_state state;
+    bool
+        standing; /* the number that versions count on from is agreed: how stale a record is can be told from here on */
     struct corral_step_guard *guard;     /* from when the state is restored */
     uint64_t refused_told;               /* refusals reported so far */
     bool unproven_told;                  /* the step before was unproven, and the log says so */

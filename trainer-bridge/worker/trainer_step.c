@@ -38,7 +38,7 @@ void corral_trainer_on_collective_wait(void *ctx)
     if (t->service_failure.status != CORRAL_OK) {
         return;
     }
-    enum corral_status status = take_arrivals(t, &err);
+    enum corral_status status = t->standing ? take_arrivals(t, &err) : CORRAL_OK;
     if (status == CORRAL_OK) {
         status = corral_trainer_poll(t, 0, &err);
     }

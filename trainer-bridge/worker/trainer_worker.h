@@ -14,9 +14,9 @@
 #define CORRAL_TRAINER_WORKER_H
 
 #include "trainer-bridge/learners/ppo.h"
+#include "transport/trajectory/wal/wal.h"
 #include "transport/weights/form.h"
 #include "worker/fragment_share.h"
-#include "transport/trajectory/wal/wal.h"
 #include "worker/session.h"
 
 struct corral_trainer_config {
@@ -37,7 +37,7 @@ struct corral_trainer_config {
         int zstd_level;
         bool keep_all; /* also what no checkpoint needs */
     } log;
-    char bind[256];     /* "ipc://sock/traj-0" or "tcp://HOST:*" */
+    char bind[256];         /* "ipc://sock/traj-0" or "tcp://HOST:*" */
     uint32_t weights_every; /* gradient steps per version */
     uint32_t weights_deadline_ms;
     char weights_lanes[64]; /* between nodes, in order of preference: "rdma,tcp" */

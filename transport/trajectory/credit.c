@@ -19,10 +19,13 @@ void corral_credit_free(struct corral_credit *c)
     c->live = NULL;
 }
 
-/* A want beyond the share waits for its own worker's fragments and must not hold up anybody else. With nothing held it has none to wait for. */
+/* A want beyond the share waits for its own worker's fragments and must not hold up anybody else. With nothing held it has none to wait for, unless it is for more than one record: what was granted and sent
+ * may not have been let in (a log that is full, a quota), and comes again. */
 static void update_waits(struct corral_credit *c, struct corral_credit_account *a)
 {
-    bool fits = c->share == 0 || a->held == 0 || a->want - a->offset + a->held <= c->share;
+    uint64_t need = a->want > a->offset ? a->want - a->offset : 0;
+    bool alone = a->held == 0 && !c->all_fit && a->limit - a->offset <= c->share;
+    bool fits = need <= c->buffer && (c->share == 0 || alone || need + a->held <= c->share);
     bool waits = a->want > a->offset && fits;
     c->waiting += waits;
     c->waiting -= a->waits;
@@ -91,7 +94,8 @@ void corral_credit_finish(struct corral_credit *c, uint32_t i, uint64_t bytes)
 bool corral_credit_want(struct corral_credit *c, uint32_t i, uint64_t limit)
 {
     struct corral_credit_account *a = &c->accounts[i];
-    if (!a->live || limit < a->offset || limit - a->offset > c->buffer) {
+    /* Nobody can have sent more than the limit; but all of that may be under way, or to be sent again. */
+    if (!a->live || limit < a->offset || (limit > a->limit && limit - a->limit > c->buffer)) {
         return false;
     }
     if (limit <= a->limit) {
@@ -117,6 +121,7 @@ bool corral_credit_returned(struct corral_credit *c, uint32_t i, uint64_t limit)
     a->firm = limit;
     a->reclaiming = false;
     a->raised = false;
+    update_waits(c, a);
     return true;
 }
 

@@ -29,6 +29,7 @@ struct corral_credit_account {
 struct corral_credit {
     uint64_t buffer, used;      /* used: the sum above */
     uint64_t share;             /* 0: workers take from the buffer what there is */
+    bool all_fit;               /* no record counts for more than a share: nobody is granted more */
     uint32_t sessions, waiting; /* waiting: accounts with `waits` */
     uint64_t serial;
     struct corral_credit_account *accounts;

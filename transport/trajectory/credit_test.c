@@ -323,6 +323,55 @@ static void shares_the_window_among_sessions(void **state)
     corral_credit_free(&c);
 }
 
+/* A worker whose records are not let in (a full log, a quota) has nothing held, and goes on wanting. */
+static void what_is_not_let_in_counts_in_the_share(void **state)
+{
+    (void)state;
+    for (int all_fit = 0; all_fit < 2; all_fit++) {
+        struct corral_credit c;
+        assert_true(corral_credit_init(&c, 1000, 500, 2));
+        c.all_fit = all_fit != 0;
+        corral_credit_open(&c, 0);
+        corral_credit_share(&c);
+        assert_int_equal(c.accounts[0].limit, 500);
+        for (int i = 0; i < 8; i++) {
+            assert_true(corral_credit_want(&c, 0, c.accounts[0].limit + 100));
+            corral_credit_share(&c);
+        }
+        assert_int_equal(c.accounts[0].limit,
+                         c.all_fit ? 500 : 600); /* one larger than a share may come alone */
+        assert_int_equal(c.waiting, 0);          /* it holds up nobody */
+        corral_credit_open(&c, 1);
+        assert_true(corral_credit_want(&c, 1, 400));
+        corral_credit_share(&c);
+        assert_true(c.accounts[1].limit >= 400);
+        assert_true(corral_credit_take(&c, 0, 300)); /* they are let in, trained on, and room is given */
+        corral_credit_finish(&c, 0, 300);
+        corral_credit_share(&c);
+        assert_true(c.accounts[0].limit >= 600);
+        corral_credit_free(&c);
+    }
+}
+
+/* Without shares a worker may have sent all of the buffer, and want more before any of it is let in. */
+static void a_want_behind_what_is_under_way_waits(void **state)
+{
+    (void)state;
+    struct corral_credit c;
+    assert_true(corral_credit_init(&c, 1000, 0, 2));
+    corral_credit_open(&c, 0);
+    corral_credit_share(&c);
+    assert_int_equal(c.accounts[0].limit, 1000);
+    assert_true(corral_credit_want(&c, 0, 1100));
+    corral_credit_share(&c);
+    assert_int_equal(c.accounts[0].limit, 1000);
+    assert_true(corral_credit_take(&c, 0, 200));
+    corral_credit_finish(&c, 0, 200);
+    corral_credit_share(&c);
+    assert_true(c.accounts[0].limit >= 1100);
+    corral_credit_free(&c);
+}
+
 static void refuses_what_does_not_add_up(void **state)
 {
     (void)state;
@@ -332,7 +381,7 @@ static void refuses_what_does_not_add_up(void **state)
     assert_false(corral_credit_take(&c, 0, 1));
     corral_credit_open(&c, 0);
     corral_credit_share(&c);
-    assert_false(corral_credit_want(&c, 0, 1001));     /* could never be let in */
+    assert_false(corral_credit_want(&c, 0, 2001));     /* could never be let in */
     assert_false(corral_credit_take(&c, 0, 1001));     /* beyond the limit */
     assert_false(corral_credit_returned(&c, 0, 1001)); /* more than it had */
     assert_true(corral_credit_take(&c, 0, 600));
@@ -349,6 +398,8 @@ int main(void)
         cmocka_unit_test(a_worker_that_has_its_share_holds_up_nobody),
         cmocka_unit_test(one_fragment_larger_than_a_share_comes_in_alone),
         cmocka_unit_test(shares_the_window_among_sessions),
+        cmocka_unit_test(what_is_not_let_in_counts_in_the_share),
+        cmocka_unit_test(a_want_behind_what_is_under_way_waits),
         cmocka_unit_test(refuses_what_does_not_add_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

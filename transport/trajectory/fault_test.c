@@ -43,6 +43,7 @@ static struct corral_traj_receiver *receiver_open(void *context, const char *fol
                                             .bind = bind,
                                             .buffer_bytes = BUFFER,
                                             .memory = &corral_allocator_heap,
+                                            .transport = test_transport(),
                                             .token = TOKEN};
     check_ok(corral_traj_receiver_create(&r, &c, &err));
     return r;
@@ -58,6 +59,7 @@ static struct corral_traj_sender *sender_open(void *context, const char *endpoin
                                           .epoch = epoch,
                                           .window_bytes = 1 << 20,
                                           .memory = &corral_allocator_heap,
+                                          .transport = test_transport(),
                                           .token = TOKEN};
     if (corral_traj_sender_create(&s, &c, NULL) != CORRAL_OK ||
         corral_traj_sender_connect(s, 0, endpoint, NULL) != CORRAL_OK) {

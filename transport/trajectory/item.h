@@ -8,6 +8,9 @@
 /* What keeping a record costs beside its bytes. Windows, credits and buffers count both. */
 #define CORRAL_TRAJ_ITEM_BYTES 128u
 
+/* How records go between two processes. AUTO: through a ring in shared memory when they are on one node, otherwise, and when that is not to be had, over ZeroMQ. */
+enum corral_traj_transport { CORRAL_TRAJ_AUTO, CORRAL_TRAJ_SHM, CORRAL_TRAJ_ZMQ };
+
 struct corral_traj_item {
     uint32_t worker, epoch;
     uint64_t sequence;

@@ -132,6 +132,7 @@ static void receiver_open(struct world *w, uint64_t buffer, uint32_t workers)
                                             .buffer_bytes = buffer,
                                             .workers = workers,
                                             .memory = &corral_allocator_heap,
+                                            .transport = test_transport(),
                                             .token = TOKEN,
                                             .log = &w->log.log};
     w->held_count = 0;
@@ -147,6 +148,7 @@ static void sender_open(struct world *w, uint32_t epoch)
                                           .epoch = epoch,
                                           .window_bytes = 1 << 20,
                                           .memory = &corral_allocator_heap,
+                                          .transport = test_transport(),
                                           .token = TOKEN};
     corral_traj_sender_destroy(w->sender, 0);
     w->sent = 0;
@@ -245,7 +247,7 @@ static void acknowledges_what_is_durable_finished_or_not(void **state)
     corral_traj_receiver_finish(w.receiver, w.held[1]);
     corral_traj_receiver_flush(w.receiver);
     settle(&w);
-    assert_int_equal(acked(&w), 0);
+    assert_int_equal(acked(&w), test_rings() ? 2 : 0); /* a ring's memory comes back with what is finished */
     sync_to(&w.log, 4);
     while (acked(&w) < 4) {
         poll_both(&w);

@@ -40,6 +40,7 @@ static void world_open(struct world *w)
                                             .bind = bind,
                                             .buffer_bytes = BUFFER,
                                             .memory = &corral_allocator_heap,
+                                            .transport = test_transport(),
                                             .token = TOKEN};
     check_ok(corral_traj_receiver_create(&w->receiver, &c, &err));
     w->peer = zmq_socket(w->context, ZMQ_DEALER);

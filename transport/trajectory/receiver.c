@@ -1,5 +1,6 @@
 #include "transport/trajectory/receiver.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "transport/trajectory/receiver_private.h"
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,8 @@
 #define COST_MAX ((uint64_t)CORRAL_TRAJ_RECORD_MAX + CORRAL_TRAJ_ITEM_BYTES)
 #define CHUNK_BYTES_MIN ((uint64_t)4 << 10)
 #define CHUNK_BYTES_MAX ((uint64_t)64 << 10)
+#define LOOK_EVERY 64    /* records from rings, then the sockets have their turn */
+#define DOOR_MS 1000     /* callers that say nothing are turned away in time */
 #define POLL_SLICE_MS 50 /* retries that wait for time are looked at this often */
 
 void corral_traj_receiver_destroy(struct corral_traj_receiver *r)
@@ -15,6 +18,7 @@ void corral_traj_receiver_destroy(struct corral_traj_receiver *r)
     if (r == NULL) {
         return;
     }
+    corral_traj_receiver_door_close(r);
     const char *endpoint = r->bound;
     corral_zmq_close_bound(r->context, r->socket, &endpoint, r->bound[0] != '\0' ? 1 : 0);
     if (r->pending.left > 0) {
@@ -46,6 +50,7 @@ static enum corral_status allocate(struct corral_traj_receiver *r,
                             CORRAL_TRAJ_WORKERS_MAX)) {
         return corral_fail(err, CORRAL_NOMEM, "create a trajectory receiver");
     }
+    r->credit.all_fit = config->record_bytes_max != 0 && config->record_bytes_max <= r->credit.share;
     for (uint32_t i = 0; i < CORRAL_TRAJ_WORKERS_MAX; i++) {
         r->streams[i].index = i;
     }
@@ -84,6 +89,29 @@ static enum corral_status check_config(const struct corral_traj_receiver_config 
     return CORRAL_OK;
 }
 
+static enum corral_status open_door(struct corral_traj_receiver *r,
+                                    const struct corral_traj_receiver_config *config,
+                                    struct corral_error *err)
+{
+    struct corral_error why = {.status = CORRAL_OK};
+    bool wild = strchr(config->bind, '*') != NULL; /* nobody could know the path */
+    if (config->transport == CORRAL_TRAJ_ZMQ ||
+        (config->transport == CORRAL_TRAJ_AUTO && (wild || !corral_zmq_is_ipc(config->bind)))) {
+        return CORRAL_OK;
+    }
+    if (!wild && corral_traj_receiver_door_open(r, config->bind, &why) == CORRAL_OK) {
+        return CORRAL_OK;
+    }
+    if (config->transport == CORRAL_TRAJ_SHM) {
+        return corral_fail(err, wild ? CORRAL_UNSUPPORTED : why.status,
+                           "trajectory receiver: no shared memory at %s: %s", config->bind,
+                           wild ? "the path must be known before" : why.text);
+    }
+    corral_traj_receiver_door_close(r);
+    corral_log_info("trajectory records come over ZeroMQ only", LOG_STR("why", why.text));
+    return CORRAL_OK;
+}
+
 enum corral_status corral_traj_receiver_create(struct corral_traj_receiver **out,
                                                const struct corral_traj_receiver_config *config,
                                                struct corral_error *err)
@@ -93,6 +121,7 @@ enum corral_status corral_traj_receiver_create(struct corral_traj_receiver **out
     if (r == NULL) {
         return corral_fail(err, CORRAL_NOMEM, "create a trajectory receiver");
     }
+    r->epoll = -1;
     r->context = config->zmq_context;
     r->run = config->run;
     r->workers = config->workers != 0 ? config->workers : CORRAL_TRAJ_WORKERS_MAX;
@@ -107,6 +136,8 @@ enum corral_status corral_traj_receiver_create(struct corral_traj_receiver **out
     /* No frame is larger than what its records count for. */
     uint64_t frame_max = CORRAL_MIN(config->buffer_bytes, COST_MAX);
     CORRAL_TRY(corral_zmq_open(r->context, ZMQ_ROUTER, frame_max, &r->socket, err));
+    /* The door first: whoever is answered over ZeroMQ would have found it. */
+    CORRAL_TRY(open_door(r, config, err));
     CORRAL_TRY(corral_zmq_bind(r->socket, config->bind, config->server_secret_key, r->bound, err));
     *out = CORRAL_STEAL(r);
     return CORRAL_OK;
@@ -136,11 +167,25 @@ static bool receive_one(struct corral_traj_receiver *r)
 /* A record from the messages that are there, or NULL. */
 static struct corral_traj_held *receive_record(struct corral_traj_receiver *r)
 {
+    bool looked = false;
     for (uint32_t i = 0;; i++) {
         struct corral_traj_held *h = corral_traj_receiver_take_pending(r);
-        if (h != NULL || i == MESSAGES_PER_CALL_MAX || !receive_one(r)) {
+        if (h == NULL && r->feed_count > 0 && r->taken < LOOK_EVERY) {
+            h = corral_traj_receiver_take_ring(r);
+            r->taken++;
+        }
+        if (h != NULL || i == MESSAGES_PER_CALL_MAX) {
             return h;
         }
+        if (receive_one(r)) {
+            continue;
+        }
+        r->taken = 0;
+        if (looked || r->door == NULL) {
+            return NULL;
+        }
+        looked = true;
+        corral_traj_receiver_ring_events(r);
     }
 }
 
@@ -179,6 +224,10 @@ enum corral_status corral_traj_receiver_next(struct corral_traj_receiver *r, uin
         }
         uint64_t left_ms = (deadline - now + CORRAL_NS_PER_MS - 1) / CORRAL_NS_PER_MS;
         bool soon = r->dirty_count > 0 || r->run_first < r->run_end || r->replaying;
+        if (!r->replaying && !corral_traj_receiver_ring_arm(r, &soon)) {
+            continue;
+        }
+        left_ms = r->door != NULL ? CORRAL_MIN(left_ms, DOOR_MS) : left_ms;
         corral_traj_receiver_zmq_wait(r, soon ? CORRAL_MIN(left_ms, POLL_SLICE_MS) : left_ms);
     }
 }
@@ -211,6 +260,8 @@ enum corral_status corral_traj_receiver_restore(struct corral_traj_receiver *r,
 void corral_traj_receiver_stats(const struct corral_traj_receiver *r, struct corral_traj_receiver_stats *out)
 {
     *out = r->stats;
+    out->refused += r->door != NULL ? corral_local_door_strangers(r->door) : 0;
+    out->rings = r->feed_count;
 }
 
 const char *corral_traj_receiver_log_trouble(const struct corral_traj_receiver *r)

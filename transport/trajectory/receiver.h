@@ -26,8 +26,9 @@ struct corral_traj_receiver_config {
         record_bytes_max; /* what the largest record a worker may send counts for, which must fit its part; 0: unknown */
     const struct corral_allocator *memory;
     const char *token;
-    const char *server_secret_key;     /* Z85, for tcp with CURVE; NULL for ipc */
-    const struct corral_traj_log *log; /* outlives the receiver; NULL: records live in memory alone */
+    const char *server_secret_key;        /* Z85, for tcp with CURVE; NULL for ipc */
+    enum corral_traj_transport transport; /* AUTO: workers of this node may hand their rings over */
+    const struct corral_traj_log *log;    /* outlives the receiver; NULL: records live in memory alone */
 };
 /* Where each worker's stream stands: everything up to and including `sequence` of `epoch` has been trained or dropped on purpose. Saved with the
  * trainer's state; a restarted trainer passes it back so that nothing is trained twice. */
@@ -43,6 +44,7 @@ struct corral_traj_span {
 struct corral_traj_receiver_stats {
     uint64_t received, duplicates, malformed, refused, acked, held_bytes; /* acked: finished */
     uint64_t gaps;     /* records dropped because one before them is missing; asked for again */
+    uint32_t rings;    /* of workers on this node, from which records are read */
     uint64_t denied;   /* records for which the quota or the system had no memory; asked for again */
     uint64_t unlogged; /* records that the log did not take; asked for again */
     uint64_t replayed; /* records handed out from the log at start */

@@ -158,6 +158,12 @@ static const char *check_hello(const struct corral_traj_receiver *r, const struc
     if (m->run != r->run) {
         return "another run";
     }
+    return corral_traj_receiver_check_stream(r, m);
+}
+
+const char *corral_traj_receiver_check_stream(const struct corral_traj_receiver *r,
+                                              const struct corral_traj_message *m)
+{
     if (m->worker >= r->workers || m->first == 0) {
         return "worker or sequence out of range";
     }
@@ -172,10 +178,41 @@ static const char *check_hello(const struct corral_traj_receiver *r, const struc
     return NULL;
 }
 
-static void adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
-                  const struct corral_traj_message *m)
+void corral_traj_receiver_pass_over(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                                    uint64_t sequence)
+{
+    if (sequence <= st->received) {
+        return;
+    }
+    uint64_t lost = sequence - st->received;
+    for (uint32_t i = 0; i < r->span_count; i++) { /* these are finished */
+        const struct corral_traj_span *s = &r->spans[i];
+        uint64_t from = CORRAL_MAX(s->first, st->received + 1), to = CORRAL_MIN(s->last, sequence);
+        if (s->worker == st->index && s->epoch == st->epoch && from <= to) {
+            lost -= CORRAL_MIN(lost, to - from + 1);
+        }
+    }
+    if (lost > 0) {
+        /* An earlier receiver acknowledged these, and its state did not survive to say so. They can't come again. */
+        r->stats.lost += lost;
+        corral_log_warn("trajectory records acknowledged by an earlier trainer are not in its saved state; "
+                        "going on after them",
+                        LOG_U64("worker", st->index), LOG_U64("epoch", st->epoch), LOG_U64("records", lost));
+    }
+    st->durable = st->durable == st->received ? sequence : st->durable;
+    st->received = sequence;
+    if (st->head == NULL) { /* else the cursor passes over them when it gets there */
+        st->finished = st->received;
+        st->cursor.epoch = st->epoch;
+        st->cursor.sequence = st->finished;
+    }
+}
+
+void corral_traj_receiver_adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                                const struct corral_traj_message *m)
 {
     if (!st->known || m->epoch > st->epoch) {
+        close_session(r, st);
         st->epoch = m->epoch;
         st->received = st->finished = st->durable = 0;
         st->older = st->held_count;
@@ -184,19 +221,14 @@ static void adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
         st->cursor = (struct corral_traj_cursor){.worker = st->index, .epoch = st->epoch};
         st->known = true;
     }
-    if (m->first - 1 > st->received) {
-        /* An earlier receiver acknowledged these, and its state did not survive to say so. They can't come again. */
-        r->stats.lost += m->first - 1 - st->received;
-        corral_log_warn("trajectory records acknowledged by an earlier trainer are not in its saved state; "
-                        "going on after them",
-                        LOG_U64("worker", st->index), LOG_U64("epoch", st->epoch),
-                        LOG_U64("records", m->first - 1 - st->received));
-        st->received = st->durable = m->first - 1;
-        if (st->head == NULL) { /* else the cursor passes over them when it gets there */
-            st->finished = st->received;
-            st->cursor.epoch = st->epoch;
-            st->cursor.sequence = st->finished;
-        }
+    corral_traj_receiver_pass_over(r, st, m->first - 1);
+}
+
+void corral_traj_receiver_hello_again(struct corral_traj_receiver *r, struct corral_traj_stream *st)
+{
+    if (st->live) {
+        tell_simple(r, st->route, CORRAL_TRAJ_REHELLO, st->session, 0, NULL);
+        close_session(r, st);
     }
 }
 
@@ -214,7 +246,7 @@ static void handle_hello(struct corral_traj_receiver *r, const struct corral_tra
         close_session(r, before);
     }
     close_session(r, st);
-    adopt(r, st, m);
+    corral_traj_receiver_adopt(r, st, m);
     if (!corral_idmap_put(&r->by_route, in->route, st)) {
         refuse(r, in, m, "too many workers");
         return;
@@ -440,7 +472,12 @@ void corral_traj_receiver_handle(struct corral_traj_receiver *r, struct corral_t
     struct corral_traj_message m;
     struct corral_error err;
     if (in->frames != 1) {
+        struct corral_traj_stream *from = corral_idmap_get(&r->by_route, in->route);
         corral_traj_receiver_malformed(r, in->route, "a trajectory message has one frame");
+        if (from !=
+            NULL) { /* with CURVE, a network that flips the bit for "more" gets through: the last records of a stream would be missed for ever */
+            ask_again(r, from, false);
+        }
         return;
     }
     if (corral_traj_is_batch(zmq_msg_data(&in->frame), zmq_msg_size(&in->frame))) {

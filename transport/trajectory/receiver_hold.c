@@ -37,8 +37,8 @@ static void recycle(struct corral_traj_receiver *r, struct corral_traj_held *h)
     r->spare = h;
 }
 
-enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, const void *from, uint64_t bytes,
-                                             struct corral_traj_held **out, struct corral_error *err)
+static enum corral_status new_held(struct corral_traj_receiver *r, uint64_t bytes,
+                                   struct corral_traj_held **out, struct corral_error *err)
 {
     struct corral_traj_held *h = r->spare;
     if (h != NULL) {
@@ -47,7 +47,26 @@ enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, con
         return corral_fail(err, CORRAL_NOMEM, "hold a trajectory record");
     }
     *h = (struct corral_traj_held){.item = {.bytes = bytes}};
+    *out = h;
+    return CORRAL_OK;
+}
+
+enum corral_status corral_traj_receiver_hold_in_place(struct corral_traj_receiver *r, const void *at,
+                                                      uint64_t bytes, struct corral_traj_held **out,
+                                                      struct corral_error *err)
+{
+    CORRAL_TRY(new_held(r, bytes, out, err));
+    (*out)->item.data = at;
+    (*out)->local = true;
+    return CORRAL_OK;
+}
+
+enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, const void *from, uint64_t bytes,
+                                             struct corral_traj_held **out, struct corral_error *err)
+{
+    struct corral_traj_held *h = NULL;
     void *memory;
+    CORRAL_TRY(new_held(r, bytes, &h, err));
     enum corral_status status = place(r, h, bytes, &memory, err);
     if (status != CORRAL_OK) {
         recycle(r, h);
@@ -61,7 +80,9 @@ enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, con
 
 void corral_traj_receiver_unhold(struct corral_traj_receiver *r, struct corral_traj_held *h)
 {
-    corral_traj_block_unref(h->block);
+    if (h->block != NULL) {
+        corral_traj_block_unref(h->block);
+    }
     recycle(r, h);
 }
 
@@ -80,7 +101,7 @@ void corral_traj_receiver_hold_free(struct corral_traj_receiver *r)
     for (uint32_t i = 0; r->streams != NULL && i < CORRAL_TRAJ_WORKERS_MAX; i++) {
         for (struct corral_traj_held *h = r->streams[i].head, *next; h != NULL; h = next) {
             next = h->next;
-            if (!h->done) {
+            if (!h->done && h->block != NULL) {
                 corral_traj_block_unref(h->block);
             }
             free(h);
@@ -127,7 +148,9 @@ static void pass_finished(struct corral_traj_receiver *r, struct corral_traj_str
         }
         st->head = h->next;
         st->tail = st->head != NULL ? st->tail : NULL;
-        corral_credit_finish(&r->credit, st->index, CORRAL_TRAJ_ITEM_BYTES);
+        if (!h->local) {
+            corral_credit_finish(&r->credit, st->index, CORRAL_TRAJ_ITEM_BYTES);
+        }
         recycle(r, h);
     }
 }
@@ -145,8 +168,12 @@ void corral_traj_receiver_finish(struct corral_traj_receiver *r, const struct co
     }
     r->stats.acked++;
     r->stats.held_bytes -= corral_traj_cost(item->bytes);
-    corral_traj_block_unref(h->block);
-    corral_credit_finish(&r->credit, st->index, item->bytes);
+    if (h->local) {
+        corral_traj_receiver_ring_finish(r, h);
+    } else {
+        corral_traj_block_unref(h->block);
+        corral_credit_finish(&r->credit, st->index, item->bytes);
+    }
     if (r->log != NULL) {
         r->log->finished(r->log->ctx, h->position);
     }

@@ -7,18 +7,22 @@
 #include "transport/bus/socket.h"
 #include "transport/trajectory/block.h"
 #include "transport/trajectory/credit.h"
+#include "transport/trajectory/local/local.h"
 #include "transport/trajectory/receiver.h"
 #include "transport/trajectory/wire.h"
 #include <zmq.h>
 
 /* A record from when it is taken in until its worker's cursor has passed it. Finished ones that others hold up keep this, not their memory. */
 struct corral_traj_held {
-    struct corral_traj_item item; /* comes first: finish() gets its address */
-    struct corral_traj_block *block;
-    struct corral_traj_held *next; /* of the same worker, in hand-out order */
-    uint64_t position;             /* in the log */
-    uint64_t mark;                 /* in the set that was asked about last */
+    struct corral_traj_item item;    /* comes first: finish() gets its address */
+    struct corral_traj_block *block; /* NULL: in a ring */
+    struct corral_traj_feed *feed;   /* the ring it lies in, until it is finished */
+    uint64_t in_ring;                /* its position there */
+    struct corral_traj_held *next;   /* of the same worker, in hand-out order */
+    uint64_t position;               /* in the log */
+    uint64_t mark;                   /* in the set that was asked about last */
     bool done;
+    bool local; /* came through a ring: no credit was taken for it */
 };
 static_assert(sizeof(struct corral_traj_held) <= CORRAL_TRAJ_ITEM_BYTES, "what a record counts for");
 
@@ -33,7 +37,7 @@ struct corral_traj_stream { /* one worker */
         cursor; /* what would be saved: of an older epoch until the newer one finishes something */
     struct corral_traj_held *head, *tail;
     uint32_t held_count; /* of them not finished */
-    uint32_t older; /* of these, records of epochs before `epoch` */
+    uint32_t older;      /* of these, records of epochs before `epoch` */
     bool live;           /* has a session over `route` */
     uint32_t route;
     uint64_t session;
@@ -43,6 +47,8 @@ struct corral_traj_stream { /* one worker */
     uint64_t resend_at_ns; /* … not before this time */
     uint64_t told_limit;   /* in the last welcome or credit */
     bool complained;
+    bool ring_broken; /* the ring of `ring_epoch` held what is no record */
+    uint32_t ring_epoch;
 };
 
 struct corral_traj_pending { /* a message whose records are taken in one by one */
@@ -80,6 +86,12 @@ struct corral_traj_receiver {
     struct corral_traj_span *spans; /* restored: finished before they come */
     uint32_t span_count;
     uint64_t mark;
+    /* rings */
+    struct corral_local_door *door; /* NULL: workers of this node come over ZeroMQ too */
+    int epoll;                      /* the door, every ring's bell and link; -1: none */
+    struct corral_traj_feed **feeds;
+    uint32_t feed_count, feed_at, feed_row;
+    uint32_t taken; /* records handed out since the sockets were looked at */
     /* log */
     const struct corral_traj_log *log;
     bool replaying, replay_waits; /* waits: `replay` is the next one, for which there was no room */
@@ -119,7 +131,37 @@ void corral_traj_receiver_mark(struct corral_traj_receiver *r, struct corral_tra
 void corral_traj_receiver_share(struct corral_traj_receiver *r);
 void corral_traj_receiver_malformed(struct corral_traj_receiver *r, uint32_t route, const char *why);
 
+/* The worker of a hello, its epoch and first sequence: what is wrong with them, or NULL. */
+const char *corral_traj_receiver_check_stream(const struct corral_traj_receiver *r,
+                                              const struct corral_traj_message *m);
+/* The stream is of this epoch from now on, and begins with this sequence or has it behind it. Ends the session of an earlier epoch. */
+void corral_traj_receiver_adopt(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                                const struct corral_traj_message *m);
+/* End the session; its peer is to say hello again. */
+void corral_traj_receiver_hello_again(struct corral_traj_receiver *r, struct corral_traj_stream *st);
+/* Everything up to `sequence` that has not come does not come any more. */
+void corral_traj_receiver_pass_over(struct corral_traj_receiver *r, struct corral_traj_stream *st,
+                                    uint64_t sequence);
+
+/* ---- receiver_ring.c ---- */
+/* CORRAL_UNSUPPORTED: the endpoint has no door. On failure door_close() is still to be called. */
+enum corral_status corral_traj_receiver_door_open(struct corral_traj_receiver *r, const char *endpoint,
+                                                  struct corral_error *err);
+void corral_traj_receiver_door_close(struct corral_traj_receiver *r);
+/* Callers at the door, ended links, bells that rang. */
+void corral_traj_receiver_ring_events(struct corral_traj_receiver *r);
+/* The next record of any ring, or NULL. */
+struct corral_traj_held *corral_traj_receiver_take_ring(struct corral_traj_receiver *r);
+/* Gives its bytes back. */
+void corral_traj_receiver_ring_finish(struct corral_traj_receiver *r, struct corral_traj_held *h);
+/* Every ring's bell rings for the next record. False: there is one already. *soon: look again before long. */
+bool corral_traj_receiver_ring_arm(struct corral_traj_receiver *r, bool *soon);
+
 /* ---- receiver_hold.c ---- */
+/* A record that stays where it is. */
+enum corral_status corral_traj_receiver_hold_in_place(struct corral_traj_receiver *r, const void *at,
+                                                      uint64_t bytes, struct corral_traj_held **out,
+                                                      struct corral_error *err);
 /* A copy of a record of `bytes` at `from` (need not be aligned) in charged memory, in no list yet. */
 enum corral_status corral_traj_receiver_hold(struct corral_traj_receiver *r, const void *from, uint64_t bytes,
                                              struct corral_traj_held **out, struct corral_error *err);

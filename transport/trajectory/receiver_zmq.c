@@ -36,10 +36,12 @@ enum corral_status corral_traj_receiver_tell(struct corral_traj_receiver *r, uin
 
 void corral_traj_receiver_zmq_wait(struct corral_traj_receiver *r, uint64_t timeout_ms)
 {
-    zmq_pollitem_t items[2] = {{.socket = r->socket, .events = ZMQ_POLLIN}};
+    zmq_pollitem_t items[3] = {{.socket = r->socket, .events = ZMQ_POLLIN}};
     int count = 1;
     if (r->replaying) {
         count = 0; /* nobody is heard yet */
+    } else if (r->door != NULL) {
+        items[count++] = (zmq_pollitem_t){.fd = r->epoll, .events = ZMQ_POLLIN};
     }
     if (r->log != NULL && r->log->bell >= 0) {
         items[count++] = (zmq_pollitem_t){.fd = r->log->bell, .events = ZMQ_POLLIN};

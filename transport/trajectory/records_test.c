@@ -36,6 +36,7 @@ static void receiver_open(struct world *w, uint64_t buffer)
                                             .bind = w->bind,
                                             .buffer_bytes = buffer,
                                             .memory = &w->memory.allocator,
+                                            .transport = test_transport(),
                                             .token = TOKEN};
     check_ok(corral_traj_receiver_create(&w->receiver, &c, &err));
 }
@@ -49,6 +50,7 @@ static void sender_open(struct world *w, uint64_t window)
                                           .epoch = 1,
                                           .window_bytes = window,
                                           .memory = &w->sender_memory.allocator,
+                                          .transport = test_transport(),
                                           .token = TOKEN};
     check_ok(corral_traj_sender_create(&w->sender, &c, &err));
     check_ok(corral_traj_sender_connect(w->sender, 0, corral_traj_receiver_endpoint(w->receiver), &err));
@@ -192,6 +194,7 @@ static void check_and_finish(struct world *w)
 static void small_records_share_messages_and_keep_their_order(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct world w;
     struct corral_error err;
     world_open(&w, 1 << 20, 1 << 20);
@@ -233,6 +236,7 @@ static void a_record_on_an_idle_connection_goes_at_once(void **state)
 static void a_flush_sends_what_is_gathered(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct world w;
     struct corral_error err;
     world_open(&w, 1 << 20, 1 << 20);
@@ -296,6 +300,7 @@ static void a_reservation_is_replaced_flushed_around_and_shrunk(void **state)
 static void who_has_no_room_is_said_and_timed(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct world w;
     struct corral_error err;
     void *memory;
@@ -333,6 +338,7 @@ static void who_has_no_room_is_said_and_timed(void **state)
 static void what_was_gathered_under_much_credit_goes_through_little(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct corral_rng rng;
     corral_rng_seed(&rng, 3);
     for (int round = 0; round < 6; round++) {

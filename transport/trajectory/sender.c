@@ -54,6 +54,10 @@ enum corral_status corral_traj_sender_create(struct corral_traj_sender **out,
     s->worker = config->worker;
     s->epoch = config->epoch;
     s->window = config->window_bytes;
+    s->ring_bytes = config->ring_bytes != 0 ? config->ring_bytes : config->window_bytes;
+    s->transport = config->transport;
+    s->no_ring = config->no_ring;
+    s->memory = config->memory;
     s->chunk_bytes =
         CORRAL_MIN(CORRAL_MAX(config->window_bytes / 8, CHUNK_BYTES_MIN), CHUNK_BYTES_MAX) / 64 * 64;
     memcpy(s->token, config->token, strlen(config->token) + 1);
@@ -83,6 +87,7 @@ static enum corral_status grow_ranks(struct corral_traj_sender *s, uint32_t rank
         corral_random_bytes(&grown[i].session, sizeof grown[i].session);
         grown[i].session = (grown[i].session >> 1) + 1; /* 0: never sent */
         grown[i].index = i;
+        grown[i].link = -1;
     }
     s->ranks = grown;
     s->rank_count = rank + 1;
@@ -101,6 +106,8 @@ enum corral_status corral_traj_sender_connect(struct corral_traj_sender *s, uint
     memcpy(r->endpoint, endpoint, strlen(endpoint) + 1);
     r->reason_told = false;
     r->unsent = NULL;
+    r->state = CORRAL_TRAJ_RANK_CLOSED; /* until it is clear how */
+    CORRAL_TRY(corral_traj_ring_choose(s, r, err));
     r->heard_ns = corral_now_ns(&corral_clock_monotonic);
     corral_traj_rank_greet(s, r, r->heard_ns);
     return CORRAL_OK;
@@ -117,8 +124,16 @@ static enum corral_status check_size(const struct corral_traj_sender *s, const s
             (unsigned long long)bytes, CORRAL_TRAJ_ALIGN, (unsigned long long)CORRAL_TRAJ_RECORD_MAX);
     }
     uint64_t cost = corral_traj_cost(bytes);
-    if (cost > s->window || (r->state == CORRAL_TRAJ_RANK_LIVE && cost > r->buffer)) {
-        bool window = cost > s->window;
+    if (r->ring != NULL && bytes > corral_ring_capacity(r->ring) / 2) {
+        return corral_fail(
+            err, CORRAL_INVALID,
+            "a record of %llu bytes is larger than half of the ring of %llu to trainer-%u, which "
+            "ring_bytes or window_bytes of the sender set",
+            (unsigned long long)bytes, (unsigned long long)corral_ring_capacity(r->ring), r->index);
+    }
+    if ((r->ring == NULL && cost > s->window) || (r->state == CORRAL_TRAJ_RANK_LIVE && cost > r->buffer) ||
+        (r->ring != NULL && r->buffer != 0 && cost > r->buffer)) {
+        bool window = r->ring == NULL && cost > s->window;
         return corral_fail(err, CORRAL_INVALID, "a record of %llu bytes is larger than the %s of %llu",
                            (unsigned long long)bytes, window ? "sender's window" : "receiver's buffer",
                            (unsigned long long)(window ? s->window : r->buffer));
@@ -148,7 +163,7 @@ static void end_blocked(struct corral_traj_sender *s, struct corral_traj_rank *r
 /* Why the next record can't go yet, or NULL. */
 static const char *why_not(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t cost)
 {
-    if (cost > s->window - s->stats.unacked_bytes) {
+    if (s->stats.unacked_bytes >= s->window || cost > s->window - s->stats.unacked_bytes) {
         corral_traj_gather_seal(r); /* nothing may wait for company that can't come */
         corral_traj_rank_pump(s, r);
         return "this worker's window is full";
@@ -181,6 +196,20 @@ static enum corral_status find_rank(struct corral_traj_sender *s, uint32_t rank,
     return CORRAL_OK;
 }
 
+static enum corral_status reserve_in_ring(struct corral_traj_sender *s, struct corral_traj_rank *r,
+                                          uint64_t bytes, struct corral_error *err)
+{
+    enum corral_status status = r->welcomed ? corral_traj_ring_reserve(r, bytes, err) : CORRAL_AGAIN;
+    if (status != CORRAL_AGAIN) {
+        return status;
+    }
+    count_blocked(s, r);
+    r->wanted_bytes = bytes;
+    return corral_fail(err, CORRAL_AGAIN, "trainer-%u: %s; %llu bytes are not acknowledged there", r->index,
+                       r->welcomed ? "it has no room" : "it has not let this worker in yet",
+                       (unsigned long long)corral_traj_ring_used(r));
+}
+
 enum corral_status corral_traj_sender_reserve(struct corral_traj_sender *s, uint32_t rank, uint64_t bytes,
                                               void **out, struct corral_error *err)
 {
@@ -188,6 +217,12 @@ enum corral_status corral_traj_sender_reserve(struct corral_traj_sender *s, uint
     CORRAL_TRY(find_rank(s, rank, &r, err));
     CORRAL_TRY(check_size(s, r, bytes, err));
     corral_traj_gather_drop(r);
+    if (r->ring != NULL) {
+        CORRAL_TRY(reserve_in_ring(s, r, bytes, err));
+        end_blocked(s, r);
+        *out = r->reserved;
+        return CORRAL_OK;
+    }
     const char *why = why_not(s, r, corral_traj_cost(bytes));
     if (why != NULL) {
         count_blocked(s, r);
@@ -218,8 +253,12 @@ enum corral_status corral_traj_sender_commit(struct corral_traj_sender *s, uint3
     uint64_t bytes;
     CORRAL_TRY(corral_traj_prologue_check(r->reserved, r->reserved_bytes, &bytes, err));
     corral_traj_record_stamp(r->reserved, s->run, s->worker, s->epoch, r->last_sequence + 1);
-    corral_traj_gather_commit(s, r, bytes);
-    if (worth_sending(r)) {
+    if (r->ring != NULL) {
+        corral_traj_ring_commit(s, r, bytes);
+    } else {
+        corral_traj_gather_commit(s, r, bytes);
+    }
+    if (r->ring == NULL && worth_sending(r)) {
         corral_traj_gather_seal(r);
         corral_traj_rank_pump(s, r);
     }
@@ -274,23 +313,53 @@ static bool step(struct corral_traj_sender *s)
     return any;
 }
 
-static void wait_for_any(const struct corral_traj_sender *s, uint64_t deadline)
+/* What a rank that is reached through a ring is waited for: room, or an answer at the door. False: there is something to do already. */
+static bool add_ring(struct corral_traj_rank *r, zmq_pollitem_t *item, int *count)
 {
-    zmq_pollitem_t items[RANKS_MAX];
+    if (r->state == CORRAL_TRAJ_RANK_CALLING) {
+        *item = (zmq_pollitem_t){.fd = r->link, .events = ZMQ_POLLIN};
+        (*count)++;
+    } else if (r->blocked_since_ns != 0 && r->welcomed) {
+        if (!corral_ring_arm(r->ring, r->wanted_bytes)) {
+            return false;
+        }
+        *item = (zmq_pollitem_t){.fd = corral_ring_bell(r->ring), .events = ZMQ_POLLIN};
+        (*count)++;
+    }
+    return true;
+}
+
+/* True: there may be room in a ring now. */
+static bool wait_for_any(const struct corral_traj_sender *s, uint64_t deadline)
+{
+    zmq_pollitem_t items[2 * RANKS_MAX];
     int count = 0;
+    bool room = false;
+    uint64_t slice = POLL_SLICE_MS, now = corral_now_ns(&corral_clock_monotonic);
     for (uint32_t i = 0; i < s->rank_count; i++) {
-        if (s->ranks[i].socket != NULL) {
+        struct corral_traj_rank *r = &s->ranks[i];
+        if (r->socket != NULL) {
             /* A greeting waits for the connection, which shows as being able to send. */
-            short events =
-                s->ranks[i].state == CORRAL_TRAJ_RANK_GREETING ? ZMQ_POLLIN | ZMQ_POLLOUT : ZMQ_POLLIN;
-            items[count++] = (zmq_pollitem_t){.socket = s->ranks[i].socket, .events = events};
+            bool greets = r->state == CORRAL_TRAJ_RANK_GREETING && r->call_ns <= now;
+            short events = greets ? ZMQ_POLLIN | ZMQ_POLLOUT : ZMQ_POLLIN;
+            slice = r->call_ns > now ? CORRAL_RING_CALL_MS : slice;
+            items[count++] = (zmq_pollitem_t){.socket = r->socket, .events = events};
+        }
+        room |= r->ring != NULL && !add_ring(r, &items[count], &count);
+    }
+    now = corral_now_ns(&corral_clock_monotonic);
+    if (now < deadline && !room) {
+        uint64_t left_ms = (deadline - now + CORRAL_NS_PER_MS - 1) / CORRAL_NS_PER_MS;
+        zmq_poll(items, count, (long)CORRAL_MIN(left_ms, slice));
+    }
+    for (uint32_t i = 0; i < s->rank_count; i++) {
+        struct corral_traj_rank *r = &s->ranks[i];
+        if (r->ring != NULL && r->blocked_since_ns != 0 && r->welcomed) {
+            corral_ring_disarm(r->ring);
+            room |= !corral_ring_full(r->ring, r->wanted_bytes);
         }
     }
-    uint64_t now = corral_now_ns(&corral_clock_monotonic);
-    if (now < deadline) {
-        uint64_t left_ms = (deadline - now + CORRAL_NS_PER_MS - 1) / CORRAL_NS_PER_MS;
-        zmq_poll(items, count, (long)CORRAL_MIN(left_ms, POLL_SLICE_MS));
-    }
+    return room;
 }
 
 enum corral_status corral_traj_sender_poll(struct corral_traj_sender *s, uint32_t timeout_ms,
@@ -300,8 +369,8 @@ enum corral_status corral_traj_sender_poll(struct corral_traj_sender *s, uint32_
     if (!any && timeout_ms > 0) {
         uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + (uint64_t)timeout_ms * CORRAL_NS_PER_MS;
         do {
-            wait_for_any(s, deadline);
-            any = step(s);
+            bool room = wait_for_any(s, deadline);
+            any = step(s) || room;
         } while (!any && corral_now_ns(&corral_clock_monotonic) < deadline);
     }
     for (uint32_t i = 0; i < s->rank_count; i++) {
@@ -335,7 +404,11 @@ void corral_traj_sender_stats(const struct corral_traj_sender *s, struct corral_
     *out = s->stats;
     out->credit_bytes = 0;
     for (uint32_t i = 0; i < s->rank_count; i++) {
-        out->credit_bytes += s->ranks[i].limit - s->ranks[i].offset;
+        struct corral_traj_sender_rank_stats rank;
+        corral_traj_sender_rank_stats(s, i, &rank);
+        out->credit_bytes += rank.credit_bytes;
+        out->rings += rank.ring;
+        out->unacked_bytes += rank.ring ? rank.unacked_bytes : 0;
     }
 }
 
@@ -347,9 +420,21 @@ void corral_traj_sender_rank_stats(const struct corral_traj_sender *s, uint32_t 
         const struct corral_traj_rank *r = &s->ranks[rank];
         out->unacked_bytes = r->unacked_bytes;
         out->credit_bytes = r->limit - r->offset;
+        if (r->ring != NULL) {
+            out->ring = true;
+            out->unacked_bytes = corral_traj_ring_used(r);
+            out->credit_bytes = corral_ring_capacity(r->ring) - out->unacked_bytes;
+        }
         out->blocked = r->blocked;
         out->blocked_ns = r->blocked_ns;
     }
+}
+
+static bool anything_kept(const struct corral_traj_sender *s)
+{
+    struct corral_traj_sender_stats stats;
+    corral_traj_sender_stats(s, &stats);
+    return stats.unacked_bytes > 0;
 }
 
 void corral_traj_sender_destroy(struct corral_traj_sender *s, uint32_t linger_ms)
@@ -358,7 +443,7 @@ void corral_traj_sender_destroy(struct corral_traj_sender *s, uint32_t linger_ms
         return;
     }
     uint64_t deadline = corral_now_ns(&corral_clock_monotonic) + (uint64_t)linger_ms * CORRAL_NS_PER_MS;
-    while (s->stats.unacked_bytes > 0 && corral_now_ns(&corral_clock_monotonic) < deadline) {
+    while (anything_kept(s) && corral_now_ns(&corral_clock_monotonic) < deadline) {
         if (corral_traj_sender_poll(s, POLL_SLICE_MS, NULL) != CORRAL_OK) {
             break; /* refused: nobody will acknowledge */
         }

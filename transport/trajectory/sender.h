@@ -27,6 +27,11 @@ struct corral_traj_sender_config {
     const struct corral_allocator *memory;
     const char *token;      /* shown to the receiver in the hello */
     const char *server_key; /* Z85 CURVE key of tcp receivers, or NULL for ipc */
+    enum corral_traj_transport transport;
+    uint64_t
+        ring_bytes; /* of the ring to each rank on this node, taken from the window as a whole; 0: all of the window */
+    uint64_t
+        no_ring; /* bit per rank below 64: never through a ring: it is sent nothing, or next to nothing */
 };
 struct corral_traj_sender_stats {
     uint64_t sent, acked, resent; /* records handed to the network, resent ones counted again */
@@ -34,12 +39,16 @@ struct corral_traj_sender_stats {
     uint64_t unacked_bytes, credit_bytes;
     uint64_t blocked;    /* reservations refused for want of credit or window */
     uint64_t blocked_ns; /* time between such a refusal and the next reservation that was granted */
+    uint32_t rings;      /* ranks that are reached through a ring */
 };
 struct corral_traj_sender_rank_stats {
     uint64_t unacked, unacked_bytes; /* records sent or waiting to be, and not acknowledged */
     uint64_t credit_bytes, blocked, blocked_ns;
+    bool ring; /* reached through a ring */
 };
 
+/* What a ring that is to hold records which count for this much takes of the window. */
+uint64_t corral_traj_ring_bytes(uint64_t cost);
 enum corral_status corral_traj_sender_create(struct corral_traj_sender **out,
                                              const struct corral_traj_sender_config *config,
                                              struct corral_error *err);

@@ -119,6 +119,22 @@ void corral_traj_gather_commit(struct corral_traj_sender *s, struct corral_traj_
     }
 }
 
+enum corral_status corral_traj_gather_copy(struct corral_traj_sender *s, struct corral_traj_rank *r,
+                                           const void *record, uint64_t bytes, uint64_t sequence,
+                                           struct corral_error *err)
+{
+    struct corral_traj_block *block;
+    CORRAL_TRY(corral_traj_block_get(s->pool, CORRAL_TRAJ_PARCEL_BYTES + bytes, &block, err));
+    struct corral_traj_parcel *p = parcel_at(block->memory, block, sequence);
+    p->bytes = bytes;
+    p->count = 1;
+    memcpy(corral_traj_parcel_records(p), record, bytes);
+    r->unacked_bytes += corral_traj_cost(bytes);
+    s->stats.unacked_bytes += corral_traj_cost(bytes);
+    append(r, p);
+    return CORRAL_OK;
+}
+
 enum corral_status corral_traj_parcel_split(struct corral_traj_sender *s, struct corral_traj_rank *r,
                                             struct corral_traj_parcel *p, uint32_t count,
                                             struct corral_error *err)

@@ -5,6 +5,8 @@
 
 #include "transport/bus/socket.h"
 #include "transport/trajectory/block.h"
+#include "transport/trajectory/local/local.h"
+#include "transport/trajectory/ring/ring.h"
 #include "transport/trajectory/sender.h"
 #include "transport/trajectory/wire.h"
 #include <stdatomic.h>
@@ -44,6 +46,7 @@ static inline bool corral_traj_parcel_free(const struct corral_traj_parcel *p)
 
 enum corral_traj_rank_state {
     CORRAL_TRAJ_RANK_CLOSED,
+    CORRAL_TRAJ_RANK_CALLING,  /* at the door of a rank of this node, with the ring; no answer yet */
     CORRAL_TRAJ_RANK_GREETING, /* connected or connecting; hello not sent yet */
     CORRAL_TRAJ_RANK_WAITING,  /* hello sent */
     CORRAL_TRAJ_RANK_LIVE,
@@ -83,6 +86,15 @@ struct corral_traj_rank {
     void *reserved;
     uint64_t reserved_bytes;
 
+    /* through a ring: records are written to where the rank reads them, and parcels are not used; control messages go over ZeroMQ as ever */
+    struct corral_ring *ring;         /* NULL: this rank is reached over ZeroMQ alone */
+    uint64_t ring_first;              /* sequence of its record number 0 */
+    char door[CORRAL_LOCAL_PATH_MAX]; /* "": the endpoint is not on this node */
+    int link;                         /* to who is behind the door, or -1 */
+    bool answered;                    /* over this link: the rank has the ring */
+    uint64_t wanted_bytes;            /* of the record for which the ring had no room */
+    uint64_t call_ns, looked_ns;      /* not before this time; when it was seen last that the link is there */
+
     uint64_t last_sequence, acked_sequence;
     uint64_t finished_sequence, older; /* what the receiver said last */
     bool welcomed;                     /* once, by any receiver of this rank */
@@ -94,7 +106,11 @@ struct corral_traj_rank {
 
 struct corral_traj_sender {
     void *context;
-    uint64_t run, window;
+    uint64_t run;
+    uint64_t window; /* what is left of it for parcels */
+    uint64_t ring_bytes, no_ring;
+    enum corral_traj_transport transport;
+    const struct corral_allocator *memory;
     uint64_t chunk_bytes;
     uint32_t worker, epoch;
     char token[CORRAL_BUS_TOKEN_MAX];
@@ -110,7 +126,31 @@ struct corral_traj_sender {
 enum corral_status corral_traj_zmq_connect(struct corral_traj_sender *s, struct corral_traj_rank *r,
                                            const char *endpoint, struct corral_error *err);
 
+/* ---- sender_ring.c ---- */
+#define CORRAL_RING_CALL_MS 20 /* between two calls at a door */
+/* Takes the ring for a rank at r->endpoint, or not. Fails only when nothing else is allowed. */
+enum corral_status corral_traj_ring_choose(struct corral_traj_sender *s, struct corral_traj_rank *r,
+                                           struct corral_error *err);
+/* Before a hello. False: not yet: the door has not answered. */
+bool corral_traj_ring_call(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t now);
+/* While CALLING: hear the answer. */
+void corral_traj_ring_hear(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t now);
+/* The rank is served over ZeroMQ and has no door: what is in the ring goes into parcels, and the ring goes. False: not possible now. */
+bool corral_traj_ring_leave(struct corral_traj_sender *s, struct corral_traj_rank *r);
+/* Acknowledge what has been released. */
+void corral_traj_ring_settle(struct corral_traj_sender *s, struct corral_traj_rank *r);
+/* Whoever had the ring is gone. Looks every now and then. */
+bool corral_traj_ring_lost(struct corral_traj_rank *r, uint64_t now);
+enum corral_status corral_traj_ring_reserve(struct corral_traj_rank *r, uint64_t bytes,
+                                            struct corral_error *err);
+void corral_traj_ring_commit(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t bytes);
+/* Bytes in the ring whose memory has not come back. */
+uint64_t corral_traj_ring_used(const struct corral_traj_rank *r);
+void corral_traj_ring_free(struct corral_traj_sender *s, struct corral_traj_rank *r);
+
 /* ---- sender_rank.c ---- */
+/* The rank has told that it may be forgotten. */
+void corral_traj_rank_acknowledge(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t acked);
 /* Start a session: hello now, or as soon as there is a connection. */
 void corral_traj_rank_greet(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t now);
 /* Read everything that has come. True when there was something. */
@@ -121,6 +161,8 @@ void corral_traj_rank_service(struct corral_traj_sender *s, struct corral_traj_r
 void corral_traj_rank_pump(struct corral_traj_sender *s, struct corral_traj_rank *r);
 /* Ask for credit for one more record that counts for this much. */
 void corral_traj_rank_want(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t cost);
+/* Let go of all parcels, each with one record. */
+void corral_traj_rank_drop(struct corral_traj_sender *s, struct corral_traj_rank *r);
 /* Let go of everything. */
 void corral_traj_rank_free(struct corral_traj_sender *s, struct corral_traj_rank *r);
 
@@ -136,6 +178,10 @@ void corral_traj_gather_commit(struct corral_traj_sender *s, struct corral_traj_
 void corral_traj_gather_seal(struct corral_traj_rank *r);
 /* Credit of what is gathered and not sealed. */
 uint64_t corral_traj_gather_cost(const struct corral_traj_rank *r);
+/* A record that has its sequence already, behind all others, in a parcel of its own. */
+enum corral_status corral_traj_gather_copy(struct corral_traj_sender *s, struct corral_traj_rank *r,
+                                           const void *record, uint64_t bytes, uint64_t sequence,
+                                           struct corral_error *err);
 /* Cut a parcel behind its first `count` records; the others are copied into one of their own behind it. */
 enum corral_status corral_traj_parcel_split(struct corral_traj_sender *s, struct corral_traj_rank *r,
                                             struct corral_traj_parcel *p, uint32_t count,

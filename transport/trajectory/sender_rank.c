@@ -141,10 +141,15 @@ static void release_cost(struct corral_traj_sender *s, struct corral_traj_rank *
     s->stats.unacked_bytes -= cost;
 }
 
-static void acknowledge(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t acked)
+void corral_traj_rank_acknowledge(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t acked)
 {
     acked = CORRAL_MIN(acked, r->last_sequence);
     if (acked <= r->acked_sequence) {
+        return;
+    }
+    if (r->ring != NULL) { /* there are no parcels */
+        s->stats.acked += acked - r->acked_sequence;
+        r->acked_sequence = acked;
         return;
     }
     for (struct corral_traj_parcel *p = r->head; p != NULL && p->first <= acked; p = r->head) {
@@ -167,8 +172,17 @@ static void acknowledge(struct corral_traj_sender *s, struct corral_traj_rank *r
     }
 }
 
+void corral_traj_rank_drop(struct corral_traj_sender *s, struct corral_traj_rank *r)
+{
+    while (r->head != NULL) {
+        release_cost(s, r, corral_traj_cost(r->head->bytes));
+        drop_head(s, r);
+    }
+}
+
 void corral_traj_rank_free(struct corral_traj_sender *s, struct corral_traj_rank *r)
 {
+    corral_traj_ring_free(s, r);
     while (r->head != NULL) {
         drop_head(s, r);
     }
@@ -202,6 +216,9 @@ void corral_traj_rank_greet(struct corral_traj_sender *s, struct corral_traj_ran
     r->offset = r->limit = r->wanted = 0;
     r->reclaim_due = false;
     corral_traj_gather_seal(r);
+    if (r->ring != NULL && !corral_traj_ring_call(s, r, now)) {
+        return;
+    }
     struct corral_traj_message m = {
         .type = CORRAL_TRAJ_HELLO,
         .protocol = CORRAL_TRAJ_PROTOCOL,
@@ -239,8 +256,11 @@ static void on_welcome(struct corral_traj_sender *s, struct corral_traj_rank *r,
         r->state = CORRAL_TRAJ_RANK_REFUSED;
         return;
     }
-    acknowledge(s, r, m->acked);
+    corral_traj_rank_acknowledge(s, r, m->acked);
     note_finished(r, m);
+    if (r->ring != NULL && !r->answered && !corral_traj_ring_leave(s, r)) {
+        return; /* another hello follows */
+    }
     seek(r, m->received + 1);
     r->counted = m->received;
     r->limit = m->bytes;
@@ -276,7 +296,7 @@ static void handle(struct corral_traj_sender *s, struct corral_traj_rank *r,
     } else if (m->type == CORRAL_TRAJ_REHELLO) {
         corral_traj_rank_greet(s, r, now);
     } else if (r->state == CORRAL_TRAJ_RANK_LIVE && m->type == CORRAL_TRAJ_CREDIT) {
-        acknowledge(s, r, m->acked);
+        corral_traj_rank_acknowledge(s, r, m->acked);
         note_finished(r, m);
         r->limit = CORRAL_MAX(r->limit, m->bytes);
     } else if (r->state == CORRAL_TRAJ_RANK_LIVE && m->type == CORRAL_TRAJ_RESEND) {
@@ -303,6 +323,15 @@ bool corral_traj_rank_drain(struct corral_traj_sender *s, struct corral_traj_ran
 
 void corral_traj_rank_service(struct corral_traj_sender *s, struct corral_traj_rank *r, uint64_t now)
 {
+    if (r->ring != NULL) {
+        if (r->state == CORRAL_TRAJ_RANK_CALLING) {
+            corral_traj_ring_hear(s, r, now);
+        }
+        corral_traj_ring_settle(s, r);
+        if (r->state == CORRAL_TRAJ_RANK_LIVE && corral_traj_ring_lost(r, now)) {
+            corral_traj_rank_greet(s, r, now);
+        }
+    }
     if (r->state == CORRAL_TRAJ_RANK_GREETING ||
         (r->state == CORRAL_TRAJ_RANK_WAITING && now - r->asked_ns > ASK_AGAIN_NS)) {
         corral_traj_rank_greet(s, r, now);
@@ -314,8 +343,8 @@ void corral_traj_rank_service(struct corral_traj_sender *s, struct corral_traj_r
     if (r->state == CORRAL_TRAJ_RANK_LIVE && r->reclaim_due) {
         answer_reclaim(s, r, now);
     }
-    bool pending = r->head != NULL || r->wanted > r->limit ||
-                   r->finished_sequence < r->last_sequence || r->older > 0;
+    bool pending =
+        r->head != NULL || r->wanted > r->limit || r->finished_sequence < r->last_sequence || r->older > 0;
     if (r->state == CORRAL_TRAJ_RANK_LIVE && pending && now - r->heard_ns > ASK_AGAIN_NS &&
         now - r->asked_ns > ASK_AGAIN_NS) {
         struct corral_traj_message ping = {.type = CORRAL_TRAJ_PING};

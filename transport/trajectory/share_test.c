@@ -39,6 +39,7 @@ static enum corral_status receiver_create(struct world *w, uint64_t buffer, uint
                                             .bind = w->bind,
                                             .buffer_bytes = buffer,
                                             .memory = &corral_allocator_heap,
+                                            .transport = test_transport(),
                                             .token = TOKEN,
                                             .workers = workers,
                                             .record_bytes_max = fragment_max};
@@ -66,6 +67,7 @@ static void sender_open(struct world *w, uint32_t worker, uint32_t epoch)
                                           .epoch = epoch,
                                           .window_bytes = 16 << 20,
                                           .memory = &corral_allocator_heap,
+                                          .transport = test_transport(),
                                           .token = TOKEN};
     corral_traj_sender_destroy(w->sender[worker], 0);
     check_ok(corral_traj_sender_create(&w->sender[worker], &c, &err));
@@ -273,6 +275,7 @@ static void refuses_workers_and_fragments_it_has_no_share_for(void **state)
                                           .epoch = 1,
                                           .window_bytes = 1 << 20,
                                           .memory = &corral_allocator_heap,
+                                          .transport = test_transport(),
                                           .token = TOKEN};
     check_ok(corral_traj_sender_create(&stranger, &c, &err));
     check_ok(corral_traj_sender_connect(stranger, 0, corral_traj_receiver_endpoint(w.receiver), &err));

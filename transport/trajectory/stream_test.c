@@ -46,6 +46,7 @@ static void receiver_open(struct world *w, uint64_t buffer)
                                             .bind = w->bind,
                                             .buffer_bytes = buffer,
                                             .memory = &w->memory.allocator,
+                                            .transport = test_transport(),
                                             .token = TOKEN,
                                             .server_secret_key = w->tcp ? w->secret_key : NULL};
     check_ok(corral_traj_receiver_create(&w->receiver, &c, &err));
@@ -78,6 +79,7 @@ static struct corral_traj_sender *sender_open(struct world *w, uint32_t worker, 
                                           .epoch = epoch,
                                           .window_bytes = window,
                                           .memory = memory,
+                                          .transport = test_transport(),
                                           .token = TOKEN,
                                           .server_key = w->tcp ? w->public_key : NULL};
     check_ok(corral_traj_sender_create(&s, &c, &err));
@@ -221,7 +223,7 @@ static void keep_for_a_while(struct world *w, const struct corral_traj_item *f, 
     struct crowd *c = ctx;
     struct corral_traj_receiver_stats stats;
     corral_traj_receiver_stats(w->receiver, &stats);
-    assert_true(stats.held_bytes <= CROWD_BUFFER);
+    assert_true(test_rings() || stats.held_bytes <= CROWD_BUFFER); /* a ring is bounded by itself */
     assert_true(w->memory.used <= CROWD_BUFFER);
     assert_int_equal(f->sequence, ++c->next[f->worker]);
     c->held[c->held_end++] = f;
@@ -397,7 +399,7 @@ static void finds_a_receiver_that_came_back_at_the_same_place_by_itself(void **s
     assert_int_equal(e.next, 7);
     struct corral_traj_sender_stats stats;
     corral_traj_sender_stats(s, &stats);
-    assert_true(stats.resent > 0);
+    assert_true(stats.resent > 0 || test_rings()); /* the same ring is handed over again */
     (void)err;
     corral_traj_sender_destroy(s, 0);
     world_close(&w);
@@ -512,17 +514,23 @@ static void refuses_strangers_with_a_reason(void **state)
     receiver_open(&w, 1 << 20);
     check_ok(corral_traj_receiver_restore(w.receiver, &(struct corral_traj_cursor){4, 9, 3}, 1, &err));
     expect_refusal(&w, &(struct corral_traj_sender_config){.run = RUN, .token = "another"}, "token");
-    expect_refusal(&w, &(struct corral_traj_sender_config){.run = RUN + 1, .token = TOKEN}, "run");
     expect_refusal(
         &w,
-        &(struct corral_traj_sender_config){.run = RUN, .token = TOKEN, .worker = CORRAL_TRAJ_WORKERS_MAX},
+        &(struct corral_traj_sender_config){.run = RUN + 1, .transport = test_transport(), .token = TOKEN},
+        "run");
+    expect_refusal(
+        &w,
+        &(struct corral_traj_sender_config){
+            .run = RUN, .transport = test_transport(), .token = TOKEN, .worker = CORRAL_TRAJ_WORKERS_MAX},
         "range");
     expect_refusal(&w,
-                   &(struct corral_traj_sender_config){.run = RUN, .token = TOKEN, .worker = 4, .epoch = 8},
+                   &(struct corral_traj_sender_config){
+                       .run = RUN, .transport = test_transport(), .token = TOKEN, .worker = 4, .epoch = 8},
                    "newer epoch");
     /* The same epoch, used by an earlier process that got further: going on would lose the first three. */
     expect_refusal(&w,
-                   &(struct corral_traj_sender_config){.run = RUN, .token = TOKEN, .worker = 4, .epoch = 9},
+                   &(struct corral_traj_sender_config){
+                       .run = RUN, .transport = test_transport(), .token = TOKEN, .worker = 4, .epoch = 9},
                    "used before");
     struct corral_traj_receiver_stats stats;
     corral_traj_receiver_stats(w.receiver, &stats);
@@ -543,6 +551,7 @@ static void refuses_endpoints_without_protection(void **state)
                                             .bind = "tcp://127.0.0.1:*",
                                             .buffer_bytes = 1 << 20,
                                             .memory = &corral_allocator_heap,
+                                            .transport = test_transport(),
                                             .token = TOKEN};
     check_status(corral_traj_receiver_create(&r, &c, &err), CORRAL_INVALID);
     c.bind = "inproc://nowhere";
@@ -556,6 +565,7 @@ static void refuses_endpoints_without_protection(void **state)
 static void asks_again_for_what_the_quota_refused(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct world w;
     world_open(&w, false);
     receiver_open(&w, 1 << 20);
@@ -585,6 +595,7 @@ static void asks_again_for_what_the_quota_refused(void **state)
 static void passes_on_the_senders_own_denial(void **state)
 {
     (void)state;
+    TEST_NEEDS_ZMQ();
     struct world w;
     struct corral_error err;
     struct test_allocator memory;

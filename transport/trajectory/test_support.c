@@ -6,6 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool test_rings(void)
+{
+    return getenv("CORRAL_TEST_RINGS") != NULL;
+}
+
+enum corral_traj_transport test_transport(void)
+{
+    return test_rings() ? CORRAL_TRAJ_AUTO : CORRAL_TRAJ_ZMQ;
+}
+
 static void get_tensors(const struct corral_fragment *f, const void *out[CORRAL_FRAGMENT_FRAMES])
 {
     const void *const in[CORRAL_FRAGMENT_FRAMES] = {

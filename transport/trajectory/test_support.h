@@ -7,6 +7,17 @@
 #include "transport/trajectory/item.h"
 #include <corral/trajectory.h>
 
+/* What the streams of a test go over: rings where CORRAL_TEST_RINGS is set, ZeroMQ otherwise. */
+bool test_rings(void);
+enum corral_traj_transport test_transport(void);
+/* For tests of what only one of them does. */
+#define TEST_NEEDS_ZMQ()    \
+    do {                    \
+        if (test_rings()) { \
+            skip();         \
+        }                   \
+    } while (0)
+
 struct test_fragment {
     struct corral_fragment fragment;
     void *tensors[CORRAL_FRAGMENT_FRAMES];

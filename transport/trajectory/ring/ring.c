@@ -441,7 +441,8 @@ enum corral_status corral_ring_next(struct corral_ring *r, struct corral_ring_it
         uint64_t stamp = atomic_load_explicit(&h->stamp, memory_order_acquire), bytes = 0;
         if (__builtin_expect(stamp == (r->position | RING_COMMITTED), 1)) {
             CORRAL_TRY(ring_header_check(r, r->position, r->offset, r->number, &bytes, err));
-            *out = (struct corral_ring_item){.data = h + 1, .bytes = bytes, .position = r->position, .number = r->number};
+            *out = (struct corral_ring_item){
+                .data = h + 1, .bytes = bytes, .position = r->position, .number = r->number};
             read_on(r, bytes);
             prefetch_record(r);
             return CORRAL_OK;

@@ -137,16 +137,13 @@ static enum corral_status sync_folder(struct corral_wal *w, struct corral_error 
                : corral_fail_sys(err, errno, "cannot sync the folder %s", w->path);
 }
 
-/* Oldest first and each made durable before the next, so that no crash leaves a gap. */
-enum corral_status corral_wal_trim(struct corral_wal *w, uint64_t position, struct corral_error *err)
+/* Oldest first and each made durable before the next, so that no crash leaves a gap. The newest segment never goes: it says how far the log was. */
+static enum corral_status drop(struct corral_wal *w, uint64_t upto, struct corral_error *err)
 {
-    CORRAL_TRY(wal_sound(w, err));
-    uint64_t synced = atomic_load_explicit(&w->synced, memory_order_acquire); /* pairs with the thread's */
-    uint64_t upto = CORRAL_MIN(position, synced); /* its segment may still be waiting for its sync */
-    uint32_t gone = 0;
+    uint32_t gone = 0, most = w->active < 0 && w->closed_count > 0 ? w->closed_count - 1 : w->closed_count;
     /* The segment behind must not be forgotten when the one before it is gone. */
-    enum corral_status status = w->closed_count > 0 ? sync_folder(w, err) : CORRAL_OK;
-    while (gone < w->closed_count && status == CORRAL_OK) {
+    enum corral_status status = most > 0 ? sync_folder(w, err) : CORRAL_OK;
+    while (gone < most && status == CORRAL_OK) {
         uint64_t next = gone + 1 < w->closed_count ? w->closed[gone + 1].first : w->first_of_active;
         if (next - 1 > upto) {
             break;
@@ -166,4 +163,27 @@ enum corral_status corral_wal_trim(struct corral_wal *w, uint64_t position, stru
         memmove(w->closed, w->closed + gone, w->closed_count * sizeof w->closed[0]);
     }
     return status;
+}
+
+/* A log that was full when it was opened has no active segment. The one closed segment that is left goes as soon as there is one behind it, so it takes no room. */
+static enum corral_status begin_behind_last(struct corral_wal *w, struct corral_error *err)
+{
+    uint64_t bytes = w->closed[0].bytes;
+    w->closed_bytes -= bytes;
+    enum corral_status status = wal_segment_begin(w, 0, err);
+    w->closed_bytes += bytes;
+    return status;
+}
+
+enum corral_status corral_wal_trim(struct corral_wal *w, uint64_t position, struct corral_error *err)
+{
+    CORRAL_TRY(wal_sound(w, err));
+    uint64_t synced = atomic_load_explicit(&w->synced, memory_order_acquire); /* pairs with the thread's */
+    uint64_t upto = CORRAL_MIN(position, synced); /* its segment may still be waiting for its sync */
+    CORRAL_TRY(drop(w, upto, err));
+    if (w->active >= 0 || w->closed_count != 1 || w->last > upto) {
+        return CORRAL_OK;
+    }
+    CORRAL_TRY(begin_behind_last(w, err));
+    return drop(w, upto, err);
 }

@@ -159,6 +159,32 @@ static void a_full_log_refuses_until_it_is_trimmed(void **state)
     assert_int_equal(read_all(full + 1), full + 5);
 }
 
+/* Opened while it is full, a log has no segment to write to; trimmed then, it must not forget how far it was. */
+static void a_full_log_that_is_opened_and_trimmed_keeps_its_positions(void **state)
+{
+    (void)state;
+    struct corral_error err;
+    struct corral_wal *w = NULL;
+    struct corral_wal_options o = {.folder = folder, .run = TEST_RUN, .bytes_max = 65536};
+    uint8_t record[TEST_RECORD_MAX];
+    uint64_t position = 0;
+    check_ok(corral_wal_open(&w, &o, &err));
+    while (corral_wal_append(w, record, test_record(corral_wal_last(w) + 1, record), &position, &err) ==
+           CORRAL_OK) {
+    }
+    uint64_t full = corral_wal_last(w);
+    check_ok(corral_wal_close(w, &err));
+    check_ok(corral_wal_open(&w, &o, &err));
+    check_ok(corral_wal_trim(w, full, &err));
+    assert_int_equal(corral_wal_first(w), full + 1);
+    check_ok(corral_wal_close(w, &err));
+    check_ok(corral_wal_open(&w, &o, &err));
+    assert_int_equal(corral_wal_last(w), full);
+    test_append(w, full + 5);
+    check_ok(corral_wal_close(w, &err));
+    assert_int_equal(read_all(full + 1), full + 5);
+}
+
 static void a_record_larger_than_a_segment_gets_one_of_its_own(void **state)
 {
     (void)state;
@@ -296,6 +322,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_reader_follows_the_writer, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_trimmed_is_gone_and_the_rest_is_there, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_full_log_refuses_until_it_is_trimmed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_full_log_that_is_opened_and_trimmed_keeps_its_positions, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(a_record_larger_than_a_segment_gets_one_of_its_own, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(compressed_records_come_back_as_they_were, set_up, tear_down),
