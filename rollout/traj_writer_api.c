@@ -83,14 +83,17 @@ enum corral_status corral_traj_writer_open(struct corral_traj_writer **out,
     if (zmq_ctx_set(w->zmq, ZMQ_IO_THREADS, (int)o.io_threads) != 0) {
         return corral_fail_sys(err, zmq_errno(), "corral_traj_writer_open: %u I/O threads", o.io_threads);
     }
-    const struct corral_traj_sender_config config = {.zmq_context = w->zmq,
-                                                     .run = o.run,
-                                                     .worker = o.worker,
-                                                     .epoch = o.epoch,
-                                                     .window_bytes = o.window_bytes,
-                                                     .memory = &corral_allocator_heap,
-                                                     .token = o.token,
-                                                     .server_key = o.server_key};
+    const struct corral_traj_sender_config config = {
+        .zmq_context = w->zmq,
+        .run = o.run,
+        .worker = o.worker,
+        .epoch = o.epoch,
+        .window_bytes = o.window_bytes,
+        .memory = &corral_allocator_heap,
+        .token = o.token,
+        .server_key = o.server_key,
+        /* A ring would take the whole window: the options do not say how it is shared out among ranks. */
+        .transport = CORRAL_TRAJ_ZMQ};
     CORRAL_TRY(corral_traj_sender_create(&w->sender, &config, err));
     for (w->ranks = 0; w->ranks < o.endpoint_count; w->ranks++) {
         CORRAL_TRY(corral_traj_sender_connect(w->sender, w->ranks, o.endpoints[w->ranks], err));

@@ -162,7 +162,8 @@ enum corral_status corral_trainer_open(struct corral_trainer **out,
         .record_bytes_max = o.record_bytes_max > 0 ? o.record_bytes_max + CORRAL_TRAJ_ITEM_BYTES : 0,
         .memory = &corral_allocator_heap,
         .token = o.token,
-        .server_secret_key = o.secret_key};
+        .server_secret_key = o.secret_key,
+        .transport = CORRAL_TRAJ_ZMQ};
     CORRAL_TRY(corral_traj_receiver_create(&t->receiver, &c, err));
     if (o.cursors != NULL) {
         CORRAL_TRY(restore(t, &o, err));
